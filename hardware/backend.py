@@ -1,0 +1,154 @@
+"""What a backend is given and gives back: raw tensors, signatures, load options, and the session it opens.
+
+Not here: any backend (``onnx_backend``), where sessions live (``runtime``), the choice of a backend (``sessions``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple, Protocol
+
+from hardware.errors import InvalidInput
+
+ITEM_BYTES = {
+    "BOOL": 1,
+    "INT8": 1,
+    "UINT8": 1,
+    "INT16": 2,
+    "UINT16": 2,
+    "FP16": 2,
+    "BF16": 2,
+    "INT32": 4,
+    "UINT32": 4,
+    "FP32": 4,
+    "INT64": 8,
+    "UINT64": 8,
+    "FP64": 8,
+}
+"""Bytes of one element by OIP datatype. BYTES is missing: its elements have lengths of their own."""
+
+MAX_DIMENSION = 2**31 - 1
+GIB = 1024**3
+
+
+class RawTensor(NamedTuple):
+    """One tensor as OIP's binary extension carries it.
+
+    ``datatype`` is the OIP name (FP32, INT64, BYTES, ...). ``data`` is flat bytes, little-endian and row-major; a BYTES
+    element is a uint32 length followed by that many bytes. Whoever passes one to a runtime must leave ``data`` alone
+    until the run is answered.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A declared input or output; -1 in ``shape`` is a free dimension, an empty shape a scalar or an unknown rank."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    metadata: dict[str, str] = field(default_factory=dict, hash=False)
+    """The custom metadata of the model file, such as its labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a model is to be opened.
+
+    ``backend`` is what is asked for: "onnxruntime-cpu", "onnxruntime-cuda" or "onnxruntime-tensorrt".
+    """
+
+    backend: str = "onnxruntime-cpu"
+    threads: int = 1
+    """Threads one run may use."""
+    allow_cpu: bool = True
+    """Whether a GPU request may land on the CPU; it is then reported as effective (DESIGN D8)."""
+    memory_arena: bool = False
+    """Keep freed tensor memory for the next run. Off: measured no faster on small and real models, the process would
+    stay as large as its largest run, and after one run that found no memory every later one would fail too."""
+    max_model_bytes: int = 2 * GIB
+    """Largest model file that is opened; ONNX itself ends at 2 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load came to: ``effective`` is where the model runs, whatever ``requested`` said (DESIGN D8)."""
+
+    signature: Signature
+    requested: str
+    effective: str
+    platform: str
+    load_ms: float
+    memory_bytes: int | None = None
+    """Growth of the process's resident memory during the load; None where unknown."""
+
+
+class Session(Protocol):
+    """A model opened on a device. Not thread-safe unless its backend says so."""
+
+    @property
+    def loaded(self) -> Loaded: ...
+
+    def run(self, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> list[RawTensor]:
+        """Run once; no ``outputs`` means all, in declared order. The result's memory belongs to the caller.
+
+        Raises ``InvalidInput`` before the model runs, ``RunFailed`` or ``DeviceOutOfMemory`` after.
+        """
+
+    def terminate(self) -> None:
+        """Make the run in progress fail with ``RunFailed``; callable from any thread."""
+
+
+def check_inputs(signature: Signature, inputs: Sequence[RawTensor]) -> None:
+    """Raise ``InvalidInput`` unless ``inputs`` are exactly the declared ones, in datatype, shape and size."""
+    given = {tensor.name: tensor for tensor in inputs}
+    if len(given) != len(inputs):
+        raise InvalidInput("an input is given twice")
+    for info in signature.inputs:
+        tensor = given.pop(info.name, None)
+        if tensor is None:
+            unknown = next(iter(given.keys() - {i.name for i in signature.inputs}), None)
+            hint = "" if unknown is None else f", and the model has no input {shown(unknown)}"
+            raise InvalidInput(f"input '{info.name}' is missing{hint}")
+        check_tensor(info, tensor)
+    if given:
+        raise InvalidInput(f"the model has no input {shown(next(iter(given)))}")
+
+
+def shown(name: str) -> str:
+    """A caller's name inside an error's text: short, and with anything unprintable escaped."""
+    return repr(name if len(name) <= 64 else name[:61] + "...")
+
+
+def check_tensor(info: TensorInfo, tensor: RawTensor) -> None:
+    """Raise ``InvalidInput`` unless ``tensor`` has the declared datatype and shape and the size both come to."""
+    if tensor.datatype != info.datatype:
+        raise InvalidInput(f"input '{info.name}' is {info.datatype}, not {tensor.datatype}")
+    shape = tensor.shape
+    if shape != info.shape and not _fits(info.shape, shape):
+        raise InvalidInput(f"input '{info.name}' has shape {list(info.shape)}, not {list(shape)}")
+    item_bytes = ITEM_BYTES.get(tensor.datatype)
+    size = memoryview(tensor.data).nbytes
+    if item_bytes is not None and size != prod(shape) * item_bytes:
+        raise InvalidInput(f"input '{info.name}' is {prod(shape) * item_bytes} bytes, not {size}")
+
+
+def _fits(declared: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if not all(0 <= dim <= MAX_DIMENSION for dim in shape):
+        return False
+    if not declared:  # a scalar and an unknown rank look the same here; the runtime knows which it is
+        return True
+    return len(declared) == len(shape) and all(want in (-1, dim) for want, dim in zip(declared, shape, strict=True))

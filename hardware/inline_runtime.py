@@ -1,0 +1,155 @@
+"""A runtime in this process, for models one trusts: no hand-over, and no protection from a backend's crash or hang.
+
+A run that is known to be short for its input shapes happens at once, on the loop; every other one on one thread. Not
+here: isolation (``worker_runtime``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from hardware.backend import Loaded, LoadOptions, RawTensor
+from hardware.errors import HardwareError, NotLoaded, WorkerDied
+from hardware.job_thread import JobThread
+from hardware.sessions import Sessions
+
+_SHARE_OF_NEWEST = 0.25
+_MAX_SHAPES = 1024
+
+Shapes = tuple[str, tuple[tuple[int, ...], ...]]
+"""Key and input shapes: what the duration of a run depends on."""
+
+
+class Durations:
+    """Learned seconds a run takes, per model and input shapes; the first of each, which warms up, does not count."""
+
+    def __init__(self) -> None:
+        self._learned: dict[Shapes, float] = {}
+
+    def expected(self, shapes: Shapes) -> float:
+        """Infinite while unknown."""
+        return self._learned.get(shapes, float("inf"))
+
+    def learn(self, shapes: Shapes, seconds: float) -> None:
+        old = self._learned.get(shapes)
+        if old is None and len(self._learned) >= _MAX_SHAPES:
+            del self._learned[next(iter(self._learned))]
+        if old is None:
+            self._learned[shapes] = float("inf")
+        elif old == float("inf"):
+            self._learned[shapes] = seconds
+        else:
+            self._learned[shapes] = old + _SHARE_OF_NEWEST * (seconds - old)
+
+    def forget(self, key: str) -> None:
+        self._learned = {shapes: seconds for shapes, seconds in self._learned.items() if shapes[0] != key}
+
+
+class _TimedRun:
+    """One run to be done now or on the thread; ``seconds`` is None until it succeeded."""
+
+    def __init__(self, sessions: Sessions, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> None:
+        self._sessions = sessions
+        self._request = key, inputs, outputs
+        self.seconds: float | None = None
+
+    def __call__(self) -> list[RawTensor]:
+        started = time.perf_counter()
+        results = self._sessions.run(*self._request)
+        self.seconds = time.perf_counter() - started
+        return results
+
+
+class InlineRuntime:
+    """See :class:`hardware.runtime.Runtime`. ``inline_ms`` is the longest expected run that may hold up the loop."""
+
+    def __init__(self, inline_ms: float = 0.3, on_death: Callable[[str], None] | None = None) -> None:
+        self.on_death = on_death
+        """Never called: this runtime dies with its process."""
+        self._inline_s = inline_ms / 1e3
+        self._sessions = Sessions()
+        self._durations = Durations()
+        self._on_thread: Counter[str] = Counter()
+        """Runs by key that are on the thread or queued for it: while there are any, later ones queue behind them."""
+        self._alive = False
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = JobThread("mesh-inline-runtime")
+        self._alive = True
+
+    async def __aenter__(self) -> InlineRuntime:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def alive(self) -> bool:
+        return self._alive
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    async def load(self, key: str, path: str, options: LoadOptions) -> Loaded:
+        self._require_alive()
+        answer = self._thread.submit(lambda: self._sessions.load(key, path, options))
+        try:
+            loaded: Loaded = await answer
+        except asyncio.CancelledError:
+            if self._alive:
+                self._thread.submit(lambda: self._sessions.discard(key))  # nobody would ever unload it
+            raise
+        return loaded
+
+    async def unload(self, key: str) -> None:
+        self._require_alive()
+        self._durations.forget(key)
+        await self._thread.submit(lambda: self._sessions.unload(key))
+
+    def run(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> asyncio.Future[list[RawTensor]]:
+        shapes = (key, tuple([tensor.shape for tensor in inputs]))
+        run = _TimedRun(self._sessions, key, inputs, outputs)
+        if self._alive and (key in self._on_thread or self._durations.expected(shapes) > self._inline_s):
+            self._on_thread[key] += 1
+            return self._thread.submit(run, lambda: self._off_thread(shapes, run))
+        future: asyncio.Future[list[RawTensor]] = self._loop.create_future()
+        try:
+            self._require_alive()
+            future.set_result(run())
+            self._learn(shapes, run)
+        except HardwareError as error:
+            future.set_exception(error)
+        return future
+
+    async def close(self) -> None:
+        if self._alive:
+            self._alive = False
+            self._thread.fail_pending(lambda: WorkerDied("the runtime was closed"))
+            self._sessions.terminate()
+        await self._thread.close()
+        self._sessions.close()
+
+    def _off_thread(self, shapes: Shapes, run: _TimedRun) -> None:
+        key = shapes[0]
+        self._on_thread[key] -= 1
+        if not self._on_thread[key]:
+            del self._on_thread[key]
+        self._learn(shapes, run)
+
+    def _learn(self, shapes: Shapes, run: _TimedRun) -> None:
+        if run.seconds is not None:
+            self._durations.learn(shapes, run.seconds)
+
+    def _require_alive(self) -> None:
+        if not self._alive:
+            raise NotLoaded("the runtime is closed")

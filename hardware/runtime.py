@@ -1,0 +1,47 @@
+"""The seam an agent runs models through: a place where sessions live. Two implementations, one contract suite.
+
+``worker_runtime`` keeps them in a process of their own, ``inline_runtime`` in this one (DESIGN D6). Not here: which
+models are loaded where, restarts, warm-up, deadlines: the agent's (``edge``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from hardware.backend import Loaded, LoadOptions, RawTensor
+
+
+class Runtime(Protocol):
+    """Belongs to one event loop; every call is made on it."""
+
+    on_death: Callable[[str], None] | None
+    """Called once, on the loop, with the reason, when the runtime dies by anything but :meth:`close`."""
+
+    async def load(self, key: str, path: str, options: LoadOptions) -> Loaded:
+        """Open the model file at ``path`` under ``key``, any text of the caller's that is not in use yet.
+
+        Raises ``ModelRefused``, ``BackendUnavailable``, ``DeviceOutOfMemory`` or ``WorkerDied``.
+        """
+
+    def run(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> asyncio.Future[list[RawTensor]]:
+        """Run a loaded model; no ``outputs`` means all, in declared order.
+
+        Every failure arrives through the future: ``NotLoaded``, ``InvalidInput``, ``TensorTooLarge``, ``RunFailed``,
+        ``DeviceOutOfMemory``, ``WorkerDied``. The result's memory is the caller's own. Cancelling the future gives up
+        the answer, not the run. Runs of one key start in the order of the calls.
+        """
+
+    async def unload(self, key: str) -> None:
+        """Close the model once the runs before this call are done; raises ``NotLoaded``."""
+
+    async def close(self) -> None:
+        """Fail what is pending with ``WorkerDied`` and release everything. Safe to call again."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def pid(self) -> int:
+        """The process the models run in."""

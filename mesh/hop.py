@@ -1,0 +1,175 @@
+"""One request between two nodes: what it carries beside its body, and its answer. The same headers on HTTP and bus.
+
+Names are lower case here; HTTP and the bus ignore the case of what they carry. ``Mesh-*`` headers of a request count
+only from callers that proved to be of this mesh (DESIGN D4), which the doors check. Not here: transports (``hop_http``,
+``hop_bus``), the choice of a node (``router``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mesh.deadline import Deadline
+from mesh.errors import (
+    BusUnavailable,
+    InstanceLost,
+    InvalidRequest,
+    MeshError,
+    NodeLost,
+    NodeUnreachable,
+    NoReadyInstance,
+    ProtocolError,
+)
+from mesh.messages import Load
+from mesh.oip.request import InferRequest
+from mesh.oip.wire import WireBody
+from mesh.values import ModelIdentity, ModelMetadata, Route
+
+HEADER_LENGTH = "inference-header-content-length"
+DEADLINE = "mesh-deadline-ms"
+DIGEST = "mesh-model-digest"
+MODEL = "mesh-model"
+VERSION = "mesh-version"
+HOPS = "mesh-hops"
+VISITED = "mesh-visited"
+TOKEN = "mesh-token"  # noqa: S105 - the header's name
+NODE = "mesh-node"
+ROUTE = "mesh-route"
+LOAD = "mesh-load"
+TIME = "mesh-time-ms"
+ERROR = "mesh-error"
+WANT = "mesh-want"
+CHALLENGE = "mesh-challenge"
+"""A probe's nonce; its answer proves itself under the two names below (``trust``)."""
+PROOF_SITE = "mesh-proof-site"
+PROOF_BUS = "mesh-proof-bus"
+OP = "mesh-op"
+"""Bus only: "infer" (default) or "metadata"."""
+
+MAX_VISITED = 8
+
+
+@dataclass(slots=True)
+class Context:
+    """How a request came to this node."""
+
+    deadline: Deadline
+    hops: int = 0
+    """Forwards so far; 0 at the first door, the only one that retries (DESIGN D16)."""
+    visited: tuple[str, ...] = ()
+    """Nodes that held the request before; it never goes back to one."""
+    digest: str = ""
+    """Digest of the model that the first door resolved; empty at the first door."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer in its wire form, and where it came from."""
+
+    body: WireBody
+    node: str
+    route: Route = "local"
+    hops: int = 0
+    load: Load | None = None
+    time_ms: float = 0.0
+    """Time from the request's arrival at the answering node to its answer, on that node's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A node to send to, and the way there: ``address`` is the HTTP door, empty for the bus.
+
+    ``route`` is what the way counts as, seen from here.
+    """
+
+    node: str
+    site: str
+    route: Route
+    address: str = ""
+    token: str = field(default="", repr=False)
+
+
+class Hop(Protocol):
+    """A transport to another node's door."""
+
+    async def infer(
+        self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
+    ) -> Reply:
+        """Forward. ``up_ms`` is the predicted time to arrival, taken off the deadline that travels.
+
+        Raises ``NodeUnreachable`` when the request surely did not arrive, ``NodeLost`` when it may have, and otherwise
+        the error that the node answered.
+        """
+
+    async def metadata(self, target: Target, identity: ModelIdentity, deadline: Deadline) -> ModelMetadata: ...
+
+
+def request_headers(
+    request: InferRequest, identity: ModelIdentity, context: Context, node: str, up_ms: float
+) -> dict[str, str]:
+    """Headers with which ``node`` forwards; the hop is counted here."""
+    headers = {
+        DEADLINE: f"{max(context.deadline.left_ms() - up_ms, 1.0):.1f}",
+        DIGEST: identity.digest,
+        HOPS: str(context.hops + 1),
+        VISITED: ",".join((*context.visited, node)),
+        WANT: LOAD,
+    }
+    length = request.body().header_length
+    if length is not None:
+        headers[HEADER_LENGTH] = str(length)
+    return headers
+
+
+def read_context(headers: Mapping[str, str], deadline: Deadline) -> Context:
+    """The hop headers of a proven caller; ``deadline`` counts where none travelled."""
+    try:
+        if (left := headers.get(DEADLINE)) is not None:
+            deadline = Deadline.after_ms(float(left))
+        visited = tuple(v for v in headers.get(VISITED, "").split(",") if v)
+        return Context(deadline, max(int(headers.get(HOPS, "0")), 0), visited[-MAX_VISITED:], headers.get(DIGEST, ""))
+    except ValueError:
+        raise InvalidRequest("a Mesh-* header of the hop is not a number") from None
+
+
+def reply_headers(reply: Reply, *, want_load: bool) -> dict[str, str]:
+    headers = {NODE: reply.node, ROUTE: reply.route, HOPS: str(reply.hops)}
+    if reply.body.header_length is not None:
+        headers[HEADER_LENGTH] = str(reply.body.header_length)
+    return headers | load_headers(reply) if want_load else headers
+
+
+def load_headers(reply: Reply) -> dict[str, str]:
+    """What a neighbour learns from beside the answer."""
+    headers = {TIME: f"{reply.time_ms:.3f}"}
+    if reply.load is not None:
+        headers[LOAD] = reply.load.header()
+    return headers
+
+
+def read_reply(body: bytes, headers: Mapping[str, str], route: Route) -> Reply:
+    """A neighbour's answer as this node passes it on; raises ``ProtocolError`` where it is not one."""
+    try:
+        length = headers.get(HEADER_LENGTH)
+        header_length = int(length) if length is not None else None
+        hops, time_ms = int(headers.get(HOPS, "0")), float(headers.get(TIME, "0"))
+    except ValueError:
+        raise ProtocolError("a neighbour answered with a header that is not a number") from None
+    if header_length is not None and not 0 < header_length <= len(body):
+        raise ProtocolError("a neighbour answered with a header length beyond its body")
+    load = Load.from_header(text) if (text := headers.get(LOAD)) else None
+    return Reply(WireBody((body,), header_length), headers.get(NODE, ""), route, hops, load, time_ms)
+
+
+def answered(error: MeshError) -> MeshError:
+    """An error that a node answered with, as it counts here: the way to that node works, whatever it lost itself.
+
+    What it could not reach is a refusal, what it lost under way is lost in there; neither says anything of our link.
+    """
+    if isinstance(error, NodeUnreachable):
+        return NoReadyInstance(error.text, retry_after_s=error.retry_after_s)
+    if isinstance(error, (NodeLost, BusUnavailable)):
+        return InstanceLost(error.text, retry_after_s=error.retry_after_s)
+    return error

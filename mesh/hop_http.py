@@ -1,0 +1,164 @@
+"""Another door over HTTP/1.1 keep-alive: the LAN hop, the probe, and the plain calls that the SDK and the CLI make.
+
+The only importer of aiohttp. Not here: which door to ask (``router``, ``neighbours``), what headers mean (``hop``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from urllib.parse import quote
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
+
+from mesh import hop
+from mesh.deadline import Deadline
+from mesh.errors import (
+    DeadlineExceeded,
+    MeshError,
+    NodeLost,
+    NodeUnreachable,
+    ProtocolError,
+    from_wire,
+)
+from mesh.hop import Context, Reply, Target
+from mesh.messages import MAX_REPORT_BYTES, decode_report
+from mesh.neighbours import Answer
+from mesh.oip.documents import decode_error, decode_model_metadata
+from mesh.oip.request import InferRequest
+from mesh.oip.wire import WireBody
+from mesh.values import ModelIdentity, ModelMetadata, ModelRef
+
+
+class _Body(Payload):
+    """A body in parts, written one after the other without joining them."""
+
+    def __init__(self, body: WireBody) -> None:
+        super().__init__(body, content_type="application/octet-stream")
+        self._parts = body.parts
+        self._size = body.nbytes
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for part in self._parts:
+            await writer.write(part)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        raise TypeError("tensors are not text")
+
+
+class HttpClient:
+    """A pool of keep-alive connections to other doors; an async context manager."""
+
+    def __init__(self, node: str, *, connect_timeout_s: float = 1.0, user_agent: str = "inference-mesh") -> None:
+        self._node = node
+        self._connect_s = connect_timeout_s
+        self._agent = user_agent
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> HttpClient:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s)
+        headers = {"User-Agent": self._agent, "Accept-Encoding": "identity"}
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=headers, auto_decompress=False, trust_env=False
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def infer(
+        self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
+    ) -> Reply:
+        """The LAN hop (``mesh.hop.Hop``)."""
+        headers = hop.request_headers(request, identity, context, self._node, up_ms)
+        headers[hop.TOKEN] = target.token
+        path = model_path(ModelRef(identity.name, identity.version)) + "/infer"
+        status, answered, body = await self.call(
+            "POST", target.address, path, headers=headers, body=request.body(), deadline=context.deadline
+        )
+        if status != 200:
+            raise read_error(status, answered, body)
+        return hop.read_reply(body, answered, target.route)
+
+    async def metadata(self, target: Target, identity: ModelIdentity, deadline: Deadline) -> ModelMetadata:
+        path = model_path(ModelRef(identity.name, identity.version))
+        headers = {hop.TOKEN: target.token, hop.HOPS: "1"}
+        status, answered, body = await self.call("GET", target.address, path, headers=headers, deadline=deadline)
+        if status != 200:
+            raise read_error(status, answered, body)
+        return decode_model_metadata(body)
+
+    async def probe(self, address: str, challenge: str, timeout_s: float) -> Answer:
+        """Ask a door who it is (``mesh.neighbours.Prober``)."""
+        started = time.monotonic()
+        asked, deadline = {hop.CHALLENGE: challenge}, Deadline(started + timeout_s)
+        status, headers, body = await self.call("GET", address, "/mesh/v1/report", headers=asked, deadline=deadline)
+        if status != 200:
+            raise ProtocolError(f"the door at {address} answers a report with status {status}")
+        if len(body) > MAX_REPORT_BYTES:
+            raise ProtocolError(f"the door at {address} answers a report of {len(body)} bytes")
+        rtt_ms = (time.monotonic() - started) * 1e3
+        site, bus = headers.get(hop.PROOF_SITE, ""), headers.get(hop.PROOF_BUS, "")
+        return Answer(decode_report(body), site, bus, rtt_ms)
+
+    async def get_json(self, address: str, path: str, deadline: Deadline) -> bytes:
+        """Body of a plain GET; raises the error that the door answered."""
+        status, headers, body = await self.call("GET", address, path, headers={}, deadline=deadline)
+        if status != 200:
+            raise read_error(status, headers, body)
+        return body
+
+    async def call(
+        self,
+        method: str,
+        address: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        body: WireBody | None = None,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One exchange; header names of the answer are lower case.
+
+        Raises ``NodeUnreachable`` (not sent), ``NodeLost`` (broken after sending), ``DeadlineExceeded``.
+        """
+        if self._session is None:
+            raise NodeUnreachable("the HTTP client is closed")
+        left_s = deadline.left_s()
+        if left_s <= 0:
+            deadline.check()
+        # aiohttp's own timer: asyncio.wait_for would cost a task for each exchange.
+        timeout = aiohttp.ClientTimeout(total=left_s, sock_connect=self._connect_s)
+        data = _Body(body) if body is not None else None
+        try:
+            async with self._session.request(
+                method, f"http://{address}{path}", headers=headers, data=data, timeout=timeout, allow_redirects=False
+            ) as answer:
+                return answer.status, {k.lower(): v for k, v in answer.headers.items()}, await answer.read()
+        except aiohttp.ConnectionTimeoutError:
+            raise NodeUnreachable(f"the door at {address} does not take the connection") from None
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded(f"the door at {address} did not answer within the deadline") from None
+        except aiohttp.ClientConnectorError as error:
+            raise NodeUnreachable(f"the door at {address} cannot be reached: {error.os_error.strerror}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise NodeLost(f"the connection to the door at {address} broke ({type(error).__name__})") from None
+
+
+def model_path(ref: ModelRef) -> str:
+    version = f"/versions/{quote(ref.version)}" if ref.version else ""
+    return f"/v2/models/{quote(ref.name)}{version}"
+
+
+def read_error(status: int, headers: Mapping[str, str], body: bytes) -> MeshError:
+    """The error a door answered, rebuilt from its code or, at a plain OIP server, from its status."""
+    retry_after = headers.get("retry-after")
+    seconds = float(retry_after) if retry_after is not None and retry_after.isdigit() else None
+    text = decode_error(body) or f"the door answered with status {status}"
+    return hop.answered(from_wire(headers.get(hop.ERROR, ""), text, status, seconds))

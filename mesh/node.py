@@ -1,0 +1,245 @@
+"""What every serving process of the mesh has: the view, the router, the doors, discovery and the bus, put together.
+
+The agent adds the models it runs (``edge.agent``), the cloud router the subject of applications (``cloud.app``). A node
+serves with no bus at all and joins one when it learns of it. Not here: any of the parts themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from mesh.addresses import AddressWatch, advertised, host_token, is_loopback, is_wildcard, parse
+from mesh.bus_door import BusDoor
+from mesh.dataplane import Dataplane, Identity
+from mesh.discovery import Announcement, Discovery, Found
+from mesh.estimator import Dispatches
+from mesh.heartbeat import TTL_MS, Heartbeat, Reporter
+from mesh.hop_bus import BusHop
+from mesh.hop_http import HttpClient
+from mesh.http_door import HttpDoor
+from mesh.http_server import HttpServer
+from mesh.lifecycle import Tasks
+from mesh.messages import Gauges, ModelLoad, Report
+from mesh.nats_bus import NatsBus, NatsOptions
+from mesh.neighbours import Neighbours
+from mesh.node_id import NodeIdentity
+from mesh.oip.wire import Limits
+from mesh.router import Router
+from mesh.settings import MeshSettings
+from mesh.subjects import CLOUD_SITE
+from mesh.trust import Trust
+from mesh.view import LocalModels, View
+from mesh.watcher import Watcher
+from mesh.ways import NodeWays
+
+log = logging.getLogger(__name__)
+
+SEEK_BUS_S = 1.0
+VERSION = version("inference-mesh")  # read from disk, so not on the loop
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a node holds, asked for at every report; a router holds nothing."""
+
+    local: LocalModels | None = None
+    models: Callable[[], tuple[ModelLoad, ...]] = tuple
+    coming: Callable[[], tuple[str, ...]] = tuple
+    wait_ms: Callable[[], float] = float
+    gauges: Callable[[], Gauges] = Gauges
+
+
+class Node:
+    """Enter :meth:`running` to serve; then :meth:`drain` and leave."""
+
+    def __init__(self, settings: MeshSettings, identity: NodeIdentity, role: str, holdings: Holdings) -> None:
+        self.settings = settings
+        self.name = settings.node.name or _default_name(identity)
+        self.site = settings.site.name or (CLOUD_SITE if settings.node.tier == "cloud" else "default")
+        self._identity = identity
+        self._role = role
+        mesh = settings.site.mesh
+        self.trust = Trust(mesh, self.name, identity.incarnation, settings.site.secret())
+        self.watcher = Watcher(mesh, self.name)
+        self._http = HttpClient(self.name)
+        self.neighbours = Neighbours(self.watcher, self._http, self.trust, self.name)
+        view = View(self.name, self.watcher, holdings.local)
+        dispatches = Dispatches()
+        self._ways = NodeWays(view, self.neighbours, self._http, dispatches, settings.router.max_hops)
+        router = Router(
+            view=view,
+            ways=self._ways,
+            neighbours=self.neighbours,
+            dispatches=dispatches,
+            retry_ratio=settings.router.retry_ratio,
+        )
+        self.reporter = Reporter(
+            self._facts(), models=holdings.models, wait_ms=holdings.wait_ms, gauges=holdings.gauges
+        )
+        self.dataplane = Dataplane(
+            identity=Identity(self.name, settings.http.server_name, VERSION),
+            router=router,
+            view=view,
+            trust=self.trust,
+            reporter=self.reporter,
+            still_coming=holdings.coming,
+            deadline_ms=settings.router.deadline_ms,
+            limits=Limits(max_body_bytes=settings.http.max_body_bytes),
+        )
+        self._tasks = Tasks("node")
+        self._heartbeat: Heartbeat | None = None
+        self._serve_applications = role == "router"
+
+    def _facts(self) -> Report:
+        return Report(
+            node=self.name,
+            site=self.site,
+            mesh=self.settings.site.mesh,
+            tier=self.settings.node.tier,
+            role=self._role,
+            incarnation=self._identity.incarnation,
+            seq=0,
+            ttl_ms=TTL_MS,
+            state="starting",
+            host=host_token(),
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        """Serve; yields the bound HOST:PORT of the HTTP door."""
+        settings = self.settings
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self.watcher.running())
+            await stack.enter_async_context(self._http)
+            await stack.enter_async_context(self.neighbours.running())
+            door = HttpServer(
+                HttpDoor(self.dataplane),
+                settings.http.listen,
+                max_body_bytes=settings.http.max_body_bytes,
+                grace_s=settings.http.grace_s,
+            )
+            await stack.enter_async_context(door)
+            doors = advertised(door.address, settings.http.advertise)
+            self.reporter.learn(http=",".join(doors))
+            for seed in settings.discovery.seeds:
+                self.neighbours.hear_of(seed, "seed")
+            if settings.discovery.enabled and doors:
+                await stack.enter_async_context(self._discovery(doors))
+            await stack.enter_async_context(self._tasks)
+            self._tasks.start(self._bus(settings.nats.urls()), "bus")
+            if self._everywhere:
+                self._tasks.start(self._follow_addresses(door.address), "addresses")
+            yield door.address
+
+    def changed(self) -> None:
+        """The holdings changed: tell the mesh, and be ready once nothing is on its way any more."""
+        if self.reporter.state == "starting" and self.dataplane.ready():
+            self.reporter.state = "ready"
+        if self._heartbeat is not None:
+            self._heartbeat.changed()
+
+    async def drain(self) -> None:
+        """Lame duck: say goodbye, take nothing new, finish what is in flight, at most for the grace."""
+        self.dataplane.serving = False
+        self.reporter.state = "left"
+        if self._heartbeat is not None:
+            await self._heartbeat.goodbye()
+        left = await self.dataplane.idle(self.settings.http.grace_s)
+        if left:
+            log.warning(
+                "%d requests were still in flight when the grace of %g s ended", left, self.settings.http.grace_s
+            )
+
+    @property
+    def _everywhere(self) -> bool:
+        """Bound to every interface, so that the doors are what the interfaces have at the moment."""
+        http = self.settings.http
+        return not http.advertise and is_wildcard(http.listen)
+
+    async def _follow_addresses(self, bound: str) -> None:
+        """A box that boots before its network has none of its addresses yet; a laptop changes them."""
+        with AddressWatch() as watch:
+            while True:
+                await watch.changed()
+                self.reporter.learn(http=",".join(advertised(bound, "")))
+
+    def _discovery(self, doors: tuple[str, ...]) -> Discovery:
+        port = int(doors[0].rpartition(":")[2])
+        announce = Announcement(
+            id=self._identity.id,
+            node=self.name,
+            mesh=self.settings.site.mesh,
+            site=self.site,
+            tier=self.settings.node.tier,
+            role=self._role,
+            http=port,
+            fingerprint=self.trust.fingerprint,
+            addresses=() if self._everywhere else tuple(parse(d)[0] for d in doors),
+        )
+        loopback = not self._everywhere and all(is_loopback(d) for d in doors)
+        return Discovery(
+            announce=announce,
+            on_found=self._on_found,
+            on_gone=self.neighbours.forget,
+            interfaces=("127.0.0.1",) if loopback else None,
+        )
+
+    def _on_found(self, found: Found) -> None:
+        if found.mesh == self.settings.site.mesh:
+            for address in found.addresses:
+                self.neighbours.hear_of(address, found.id)
+
+    async def _bus(self, urls: tuple[str, ...]) -> None:
+        """Stand on the bus for as long as the node runs, once one is known."""
+        urls = urls or await self._seek_bus()
+        nats = self.settings.nats
+        options = NatsOptions(
+            urls=urls,
+            name=self.name,
+            user=nats.user,
+            password=nats.password.get_secret_value() if nats.password else "",
+            token=nats.token.get_secret_value() if nats.token else "",
+            creds_file=nats.creds_file,
+        )
+        self.reporter.learn(nats=",".join(urls))
+        async with contextlib.AsyncExitStack() as stack:
+            control = await stack.enter_async_context(NatsBus(options))
+            tensors = await stack.enter_async_context(NatsBus(options))
+            sites = ("*",) if self._role == "router" else (self.site,)
+            await stack.enter_async_context(self.watcher.subscribed(control, sites))
+            self._heartbeat = Heartbeat(self.reporter, control, self.trust.hop_key)
+            await stack.enter_async_context(self._heartbeat.running())
+            door = BusDoor(self.dataplane, tensors)
+            await stack.enter_async_context(door.serving_node(self.site, self.name))
+            if self._serve_applications:
+                await stack.enter_async_context(door.serving_applications())
+            self._ways.join_bus(tensors, BusHop(tensors, self.name))
+            await asyncio.Event().wait()
+
+    async def _seek_bus(self) -> tuple[str, ...]:
+        """Wait until a proven neighbour names the bus it is on, or take the one cached from last time."""
+        started = time.monotonic()
+        while True:
+            for view in self.watcher.membership.nodes():
+                report = view.report
+                if report.nats and (report.host == host_token() or not is_loopback(report.nats.rpartition("//")[2])):
+                    log.info("joining the bus %s, named by neighbour %s", report.nats, report.node)
+                    self._identity.remember_bus(report.nats)
+                    return tuple(report.nats.split(","))
+            cached = self._identity.known_bus()
+            if cached and time.monotonic() - started > 3 * SEEK_BUS_S:
+                log.info("looking for the bus where it was last time: %s", cached)
+                return tuple(cached.split(","))
+            await asyncio.sleep(SEEK_BUS_S)
+
+
+def _default_name(identity: NodeIdentity) -> str:
+    host = "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname().split(".")[0]).strip("-_")
+    return f"{host or 'node'}-{identity.id[:6]}"

@@ -1,0 +1,89 @@
+"""The models of the mesh as seen from this node: what a name means now, who is ready, what is held here.
+
+Read-only over the membership and the node's own models. Not here: ways to reach a node (``ways``), liveness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from mesh.balancer import resolve
+from mesh.deadline import Deadline
+from mesh.errors import ModelNotFound
+from mesh.messages import ModelLoad
+from mesh.oip.request import InferRequest
+from mesh.oip.wire import WireBody
+from mesh.values import ModelIdentity, ModelMetadata, ModelRef
+from mesh.watcher import Watcher
+
+
+class LocalModels(Protocol):
+    """The models this node runs itself."""
+
+    def identity(self, ref: ModelRef) -> ModelIdentity | None:
+        """What this node would serve under ``ref``, READY or on its way there; None if nothing."""
+
+    def load(self, identity: ModelIdentity) -> ModelLoad | None:
+        """The version of that name here, in whatever state, whatever its digest."""
+
+    def held(self, name: str) -> tuple[ModelLoad, ...]:
+        """Every version of the model here, in whatever state."""
+
+    def wait_ms(self) -> float: ...
+
+    @property
+    def draining(self) -> bool: ...
+
+    async def infer(self, request: InferRequest, identity: ModelIdentity, deadline: Deadline) -> WireBody: ...
+
+    def metadata(self, identity: ModelIdentity) -> ModelMetadata: ...
+
+
+class View:
+    """``local`` is None where the process holds no models."""
+
+    def __init__(self, node: str, watcher: Watcher, local: LocalModels | None) -> None:
+        self.node = node
+        self.watcher = watcher
+        self.local = local
+
+    def here(self, name: str) -> tuple[ModelLoad, ...]:
+        return self.local.held(name) if self.local is not None else ()
+
+    def elsewhere(self, name: str) -> Iterator[tuple[str, ModelLoad]]:
+        for view in self.watcher.membership.holders(name):
+            for load in view.report.models:
+                if load.name == name:
+                    yield view.node, load
+
+    def resolve(self, ref: ModelRef, digest: str = "") -> ModelIdentity:
+        """Which (name, version, digest) a reference means now (DESIGN D15); ``digest`` if the first door did it.
+
+        Raises ``ModelNotFound``.
+        """
+        if digest:
+            return ModelIdentity(ref.name, ref.version, digest)
+        if self.local is not None and (own := self.local.identity(ref)) is not None:
+            return own  # a box's answers do not change with its neighbours
+        mine = [(self.node, load) for load in self.here(ref.name)]
+        others = list(self.elsewhere(ref.name))
+        identity = resolve(ref, [*mine, *others], None)
+        if identity is None:
+            known = mine or others
+            what = f"version {ref.version!r} of model {ref.name!r}" if known else f"model {ref.name!r}"
+            raise ModelNotFound(f"Request for unknown model: {what} is not found")
+        return identity
+
+    def ready(self, ref: ModelRef) -> bool:
+        """Whether some node has the model READY. Raises ``ModelNotFound``."""
+        identity = self.resolve(ref)
+        loads = [*self.here(ref.name), *(load for _, load in self.elsewhere(ref.name))]
+        return any(load.identity == identity and load.state == "READY" for load in loads)
+
+    def default_deadline_ms(self, identity: ModelIdentity) -> float:
+        """The model's own default deadline where its holders declare one, else 0."""
+        load = self.local.load(identity) if self.local is not None else None
+        if load is not None:
+            return load.deadline_ms
+        return next((load.deadline_ms for _, load in self.elsewhere(identity.name)), 0.0)
