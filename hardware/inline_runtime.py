@@ -1,7 +1,7 @@
 """A runtime in this process, for models one trusts: no hand-over, and no protection from a backend's crash or hang.
 
-A run that is known to be short for its input shapes happens at once, on the loop; every other one on one thread. Not
-here: isolation (``worker_runtime``).
+A run that is known to be short for its input shapes happens at once, on the loop, even while longer ones wait for the
+one thread. Not here: isolation (``worker_runtime``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -18,7 +17,8 @@ from hardware.errors import HardwareError, NotLoaded, WorkerDied
 from hardware.job_thread import JobThread
 from hardware.sessions import Sessions
 
-_SHARE_OF_NEWEST = 0.25
+_FASTER, _SLOWER = 0.5, 0.1
+"""Weights of a new duration below and above what was learned: what lengthens a run is mostly other work on the box."""
 _MAX_SHAPES = 1024
 
 Shapes = tuple[str, tuple[tuple[int, ...], ...]]
@@ -44,7 +44,7 @@ class Durations:
         elif old == float("inf"):
             self._learned[shapes] = seconds
         else:
-            self._learned[shapes] = old + _SHARE_OF_NEWEST * (seconds - old)
+            self._learned[shapes] = old + (_FASTER if seconds < old else _SLOWER) * (seconds - old)
 
     def forget(self, key: str) -> None:
         self._learned = {shapes: seconds for shapes, seconds in self._learned.items() if shapes[0] != key}
@@ -74,8 +74,6 @@ class InlineRuntime:
         self._inline_s = inline_ms / 1e3
         self._sessions = Sessions()
         self._durations = Durations()
-        self._on_thread: Counter[str] = Counter()
-        """Runs by key that are on the thread or queued for it: while there are any, later ones queue behind them."""
         self._alive = False
 
     async def start(self) -> None:
@@ -119,9 +117,8 @@ class InlineRuntime:
     def run(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> asyncio.Future[list[RawTensor]]:
         shapes = (key, tuple([tensor.shape for tensor in inputs]))
         run = _TimedRun(self._sessions, key, inputs, outputs)
-        if self._alive and (key in self._on_thread or self._durations.expected(shapes) > self._inline_s):
-            self._on_thread[key] += 1
-            return self._thread.submit(run, lambda: self._off_thread(shapes, run))
+        if self._alive and self._durations.expected(shapes) > self._inline_s:
+            return self._thread.submit(run, lambda: self._learn(shapes, run))
         future: asyncio.Future[list[RawTensor]] = self._loop.create_future()
         try:
             self._require_alive()
@@ -138,13 +135,6 @@ class InlineRuntime:
             self._sessions.terminate()
         await self._thread.close()
         self._sessions.close()
-
-    def _off_thread(self, shapes: Shapes, run: _TimedRun) -> None:
-        key = shapes[0]
-        self._on_thread[key] -= 1
-        if not self._on_thread[key]:
-            del self._on_thread[key]
-        self._learn(shapes, run)
 
     def _learn(self, shapes: Shapes, run: _TimedRun) -> None:
         if run.seconds is not None:

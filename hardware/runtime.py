@@ -30,7 +30,7 @@ class Runtime(Protocol):
 
         Every failure arrives through the future: ``NotLoaded``, ``InvalidInput``, ``TensorTooLarge``, ``RunFailed``,
         ``DeviceOutOfMemory``, ``WorkerDied``. The result's memory is the caller's own. Cancelling the future gives up
-        the answer, not the run. Runs of one key start in the order of the calls.
+        the answer, not the run.
         """
 
     async def unload(self, key: str) -> None:

@@ -13,17 +13,22 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import msgspec
+
 from mesh.child import tied
+from mesh.deadline import Deadline
 from mesh.errors import Unavailable
+from mesh.hop_http import HttpClient
 from mesh.nats_server import NatsServer
 
 READY = "ready http://"
 START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 20.0
 LAST_WORDS = 600
+POLL_S = 0.05
 
 
 class Child:
@@ -113,6 +118,17 @@ class Cluster:
             await asyncio.gather(*(child.stop() for child in self.children))
         finally:
             await self.bus.__aexit__()
+
+    async def settled(self, door: Child, nodes: Iterable[str], timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until ``door`` sees every one of ``nodes`` ready. Raises ``Unavailable`` if it does not in time."""
+        missing, deadline = set(nodes), Deadline.after_ms(timeout_s * 1e3)
+        async with HttpClient("mesh-cluster") as http:
+            while missing and not deadline.expired:
+                rows = msgspec.json.decode(await http.get_json(door.address, "/mesh/v1/nodes", deadline))["nodes"]
+                missing -= {row["node"] for row in rows if row["state"] == "ready"}
+                await asyncio.sleep(POLL_S)
+        if missing:
+            raise Unavailable(f"{door.name} does not see {sorted(missing)} ready after {timeout_s:g} s")
 
     async def router(self, *, listen: str = "127.0.0.1:0", name: str = "router") -> Child:
         return await self._spawn(name, ["cloud.cli", "run", "--http", listen, "--node", name], {})

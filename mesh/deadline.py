@@ -7,7 +7,8 @@ request owns its timer) and timeouts of single steps.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+
+import msgspec
 
 from mesh.errors import DeadlineExceeded
 
@@ -15,8 +16,7 @@ MAX_MS = 86_400_000.0
 """A day: the longest budget a request may ask for; longer ones are clamped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(msgspec.Struct, frozen=True, gc=False):
     """``at`` is in seconds of :func:`time.monotonic`, the clock that asyncio loops use too."""
 
     at: float

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import exp
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from mesh.messages import ModelLoad
 from mesh.values import Route
 
@@ -148,8 +150,7 @@ def _blend(rate: float, sample: float) -> float:
     return rate + (sample - rate) * (SLOWER if sample < rate else FASTER)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """One node that may run a request: it holds the very model asked for, and the router has not excluded it.
 
     ``ready`` is False for a suspect node, which is taken only when nothing else is left. ``wait_ms`` and ``model`` are

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from mesh.deadline import Deadline
 from mesh.errors import (
     BusUnavailable,
@@ -51,8 +53,7 @@ OP = "mesh-op"
 MAX_VISITED = 8
 
 
-@dataclass(slots=True)
-class Context:
+class Context(msgspec.Struct):
     """How a request came to this node."""
 
     deadline: Deadline
@@ -64,8 +65,7 @@ class Context:
     """Digest of the model that the first door resolved; empty at the first door."""
 
 
-@dataclass(slots=True)
-class Reply:
+class Reply(msgspec.Struct):
     """An answer in its wire form, and where it came from."""
 
     body: WireBody

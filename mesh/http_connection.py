@@ -8,10 +8,10 @@ here: heads (``http_head``), listening and draining (``http_server``), what a re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, cast
 
+import msgspec
 import numpy as np
 
 from mesh.errors import InvalidRequest, MeshError, PayloadTooLarge
@@ -20,6 +20,8 @@ from mesh.http_head import Head, parse_head
 from mesh.oip.wire import Buffer
 
 MAX_HEAD = 64 * 1024
+JOINED = 16 * 1024
+"""Up to this size copying an answer into one buffer is cheaper than handing over its parts."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 REASONS = {
     200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 413: b"Content Too Large",
@@ -28,18 +30,16 @@ REASONS = {
 }  # fmt: skip
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     head: Head
     body: Buffer
 
 
-@dataclass(slots=True)
-class Answer:
-    """``headers`` without Content-Length, which follows from ``parts``."""
+class Answer(msgspec.Struct):
+    """``head`` is the header lines (:func:`lines`) without Content-Length, which follows from ``parts``."""
 
     status: int
-    headers: list[tuple[bytes, bytes]]
+    head: bytes
     parts: tuple[Buffer, ...]
 
 
@@ -227,13 +227,23 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _write(self, answer: Answer, *, keep_alive: bool, body: bool) -> None:
         size = sum(len(part) if isinstance(part, bytes) else memoryview(part).nbytes for part in answer.parts)
-        lines = [b"HTTP/1.1 %d %b\r\n" % (answer.status, REASONS.get(answer.status, b"-"))]
-        lines += [b"%b: %b\r\n" % header for header in answer.headers]
-        lines.append(b"content-length: %d\r\n%b\r\n" % (size, b"" if keep_alive else b"connection: close\r\n"))
-        self._transport.writelines([b"".join(lines), *answer.parts] if body else lines)
+        status, end = answer.status, b"" if keep_alive else b"connection: close\r\n"
+        reason = REASONS.get(status, b"-")
+        head = b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n%b\r\n" % (status, reason, answer.head, size, end)
+        if not body:
+            self._transport.write(head)
+        elif size > JOINED:
+            self._transport.writelines([head, *answer.parts])
+        else:
+            self._transport.write(b"".join([head, *answer.parts]))
         self.touched = self._loop.time()
         if not keep_alive:
             self.end()
+
+
+def lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Header lines as they are sent."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def asgi_app(app: Any) -> App:
@@ -255,7 +265,7 @@ def asgi_app(app: Any) -> App:
             "client": None,
             "server": None,
         }
-        answer = Answer(500, [], ())
+        answer = Answer(500, b"", ())
 
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": bytes(request.body), "more_body": False}
@@ -263,7 +273,7 @@ def asgi_app(app: Any) -> App:
         async def send(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 answer.status = message["status"]
-                answer.headers = [(k, v) for k, v in message["headers"] if k != b"content-length"]
+                answer.head = lines((k, v) for k, v in message["headers"] if k != b"content-length")
             else:
                 answer.parts += (message.get("body", b""),)
 

@@ -9,25 +9,27 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Mapping
 
 from mesh import hop
 from mesh.dataplane import Dataplane, unexpected
 from mesh.errors import InvalidRequest, MeshError
 from mesh.hop import Reply
-from mesh.http_connection import Answer, Request, asgi_app
+from mesh.http_connection import Answer, Request, asgi_app, lines
 from mesh.http_pages import pages
 from mesh.oip.documents import encode_error
+from mesh.oip.recent import Recent
 from mesh.values import ModelRef
 
 INFER_PATH = re.compile(r"^/v2/models/([^/]+)(?:/versions/([^/]+))?/infer$")
 _HEADER_LENGTH, _TOKEN, _WANT = hop.HEADER_LENGTH.encode(), hop.TOKEN.encode(), hop.WANT.encode()
-_BINARY = (b"content-type", b"application/octet-stream")
-_JSON = (b"content-type", b"application/json")
+_BINARY = b"content-type: application/octet-stream\r\n"
+_JSON = b"content-type: application/json\r\n"
 
 Headers = dict[bytes, bytes]
 
 CACHED_HEADS = 1024
-_heads: dict[tuple[str, str, int, int | None], list[tuple[bytes, bytes]]] = {}
+_heads: Recent[tuple[str, str, int, int | None], bytes] = Recent(CACHED_HEADS)
 
 
 class HttpDoor:
@@ -70,31 +72,29 @@ class HttpDoor:
         return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
 
 
-def _reply_head(reply: Reply, *, want_load: bool) -> list[tuple[bytes, bytes]]:
+def _reply_head(reply: Reply, *, want_load: bool) -> bytes:
     body = reply.body
     where = (reply.node, reply.route, reply.hops, body.header_length)
     head = _heads.get(where)
     if head is None:
-        texts = hop.reply_headers(reply, want_load=False)
-        head = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in texts.items()]
-        head.append(_JSON if body.header_length is None else _BINARY)
-        if len(_heads) >= CACHED_HEADS:
-            _heads.clear()
-        _heads[where] = head
-    if want_load:
-        head = [*head]
-        head += [(name.encode(), value.encode()) for name, value in hop.load_headers(reply).items()]
-    return head
+        head = _lines(hop.reply_headers(reply, want_load=False))
+        head += _JSON if body.header_length is None else _BINARY
+        _heads.put(where, head)
+    return head + _lines(hop.load_headers(reply)) if want_load else head
+
+
+def _lines(headers: Mapping[str, str]) -> bytes:
+    return lines((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items())
 
 
 def refusal(error: MeshError) -> Answer:
     """The one error table: status of the class, text in the OIP error document."""
-    headers = [_JSON, (hop.ERROR.encode(), error.code.encode())]
-    if error.retry_after_s is not None:  # in whole seconds, of which none at all would invite a storm
-        headers.append((b"retry-after", str(max(math.ceil(error.retry_after_s), 1)).encode()))
-    return Answer(error.status, headers, (encode_error(error.text),))
+    headers = {hop.ERROR: error.code}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    return Answer(error.status, _JSON + _lines(headers), (encode_error(error.text),))
 
 
 def _not_post(request: Request) -> Answer:
     text = f"{request.head.method} is not for {request.head.path}, which takes POST"
-    return Answer(405, [_JSON, (b"allow", b"POST")], (encode_error(text),))
+    return Answer(405, _JSON + b"allow: POST\r\n", (encode_error(text),))

@@ -15,6 +15,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+ECHO_S = 0.5
+
 
 class Tasks:
     """Owns background tasks of one component; leaving cancels them and waits until they are gone.
@@ -56,12 +58,19 @@ class Tasks:
 
 @contextlib.asynccontextmanager
 async def stop_on_signals() -> AsyncIterator[asyncio.Event]:
-    """Yields an event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+    """Yields an event that SIGTERM and SIGINT set; a second signal ends the process at once.
+
+    Wrappers pass on what the whole process group got already, so the same order twice in a moment counts once.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    first = loop.time()
 
     def on_signal(number: int) -> None:
-        if stop.is_set():
+        nonlocal first
+        if not stop.is_set():
+            first = loop.time()
+        elif loop.time() - first > ECHO_S:
             log.warning("second signal, leaving without grace")
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from mesh.bus import Bus
 from mesh.errors import DigestMismatch, Draining
@@ -27,8 +28,7 @@ MAX_OBSTACLES = 3
 """Most nodes that an error text names."""
 
 
-@dataclass(slots=True)
-class Way:
+class Way(msgspec.Struct):
     """One way to one node. ``hop`` is None for this node itself, ``door`` for any way but a direct one."""
 
     candidate: Candidate

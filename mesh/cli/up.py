@@ -12,7 +12,7 @@ import typer
 
 from mesh import telemetry
 from mesh.cluster import Child, Cluster
-from mesh.command import fail, printed, run
+from mesh.command import Json, fail, print_json, printed, run
 from mesh.errors import ConfigError
 from mesh.lifecycle import Tasks, stop_on_signals
 
@@ -21,6 +21,7 @@ def up(
     agents: Annotated[int, typer.Option(min=1, max=64, help="Agents, on the ports after the router's")] = 2,
     models: Annotated[Optional[Path], typer.Option(help="Model repository; default ./models")] = None,  # noqa: UP045
     http: Annotated[int, typer.Option(min=0, max=65535, help="Port of the router; 0 takes free ones")] = 8000,
+    json: Json = False,
 ) -> None:
     """Start a bus, a router and agents; print one line when all models are READY; Ctrl-C stops all."""
     with fail():
@@ -30,10 +31,10 @@ def up(
                 f"there is no model repository {folder}: give one with --models DIR, or run 'make models'"
             )
         telemetry.setup("warning")
-        run(_up(agents, folder.resolve(), http))
+        run(_up(agents, folder.resolve(), http, json))
 
 
-async def _up(agents: int, models: Path, port: int) -> None:
+async def _up(agents: int, models: Path, port: int, as_json: bool) -> None:
     async with stop_on_signals() as stop:
         with tempfile.TemporaryDirectory(prefix="mesh-up-") as run_dir:
             threads = max(1, (os.cpu_count() or 1) // agents)
@@ -49,14 +50,19 @@ async def _up(agents: int, models: Path, port: int) -> None:
                     await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
                     if starting.done():
                         await starting
-                        printed(f"ready {router.url}")
+                        if as_json:
+                            print_json({"router": router.url, "agents": [c.url for c in cluster.children[1:]]})
+                        else:
+                            printed(f"ready {router.url}")
                         for child in cluster.children:
                             tasks.start(_say_end(child), child.name)
                         await stopping
 
 
 async def _all_ready(cluster: Cluster) -> None:
+    router, *agents = cluster.children
     await asyncio.gather(*(child.until_ready() for child in cluster.children))
+    await cluster.settled(router, [agent.name for agent in agents])
 
 
 async def _set(stop: asyncio.Event) -> None:

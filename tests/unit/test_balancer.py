@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mesh.balancer import OURS, Decision, Policy, decide, resolve
 from mesh.estimator import Ask, Candidate, Dispatches, Link

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from mesh.estimator import BUS, FADE_S, LAN, LOCAL_MS, MAX_BYTES_PER_MS, Ask, Dispatches, Estimate, Link, estimate
 from tests.builders import a_candidate, a_local, a_model_load, an_ask
@@ -164,7 +165,7 @@ def test_more_of_anything_never_predicts_an_earlier_answer(
     ask = Ask(1000.0, nbytes, reply)
 
     def total(**fields: object) -> float:
-        return estimate(replace(node, **fields), ask, age, 1.0).total_ms  # type: ignore[arg-type]
+        return estimate(structs.replace(node, **fields), ask, age, 1.0).total_ms  # type: ignore[arg-type]
 
     base = total()
     assert base >= own + service + rtt
