@@ -21,6 +21,7 @@ _FASTER, _SLOWER = 0.5, 0.1
 """Weights of a new duration below and above what was learned: what lengthens a run is mostly other work on the box."""
 _MAX_SHAPES = 1024
 
+Clock = Callable[[], float]
 Shapes = tuple[str, tuple[tuple[int, ...], ...]]
 """Key and input shapes: what the duration of a run depends on."""
 
@@ -51,29 +52,35 @@ class Durations:
 
 
 class _TimedRun:
-    """One run to be done now or on the thread; ``seconds`` is None until it succeeded."""
+    """One run to be done now or on the thread; ``seconds`` by ``clock`` is None until it succeeded."""
 
-    def __init__(self, sessions: Sessions, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> None:
+    def __init__(
+        self, sessions: Sessions, clock: Clock, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]
+    ) -> None:
         self._sessions = sessions
+        self._clock = clock
         self._request = key, inputs, outputs
         self.seconds: float | None = None
 
     def __call__(self) -> list[RawTensor]:
-        started = time.perf_counter()
+        started = self._clock()
         results = self._sessions.run(*self._request)
-        self.seconds = time.perf_counter() - started
+        self.seconds = self._clock() - started
         return results
 
 
 class InlineRuntime:
     """See :class:`hardware.runtime.Runtime`. ``inline_ms`` is the longest expected run that may hold up the loop."""
 
-    def __init__(self, inline_ms: float = 0.3, on_death: Callable[[str], None] | None = None) -> None:
+    def __init__(self, inline_ms: float = 1.0, on_death: Callable[[str], None] | None = None) -> None:
         self.on_death = on_death
         """Never called: this runtime dies with its process."""
         self._inline_s = inline_ms / 1e3
         self._sessions = Sessions()
         self._durations = Durations()
+        self._clocks: dict[str, Clock] = {}
+        """How runs of a model are timed: on the CPU by the thread's own time, for the wall's counts waiting for the
+        interpreter's lock, which a run on the loop would not have to wait for."""
         self._alive = False
 
     async def start(self) -> None:
@@ -107,16 +114,19 @@ class InlineRuntime:
             if self._alive:
                 self._thread.submit(lambda: self._sessions.discard(key))  # nobody would ever unload it
             raise
+        if loaded.effective == "onnxruntime-cpu":
+            self._clocks[key] = time.thread_time
         return loaded
 
     async def unload(self, key: str) -> None:
         self._require_alive()
         self._durations.forget(key)
+        self._clocks.pop(key, None)
         await self._thread.submit(lambda: self._sessions.unload(key))
 
     def run(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> asyncio.Future[list[RawTensor]]:
         shapes = (key, tuple([tensor.shape for tensor in inputs]))
-        run = _TimedRun(self._sessions, key, inputs, outputs)
+        run = _TimedRun(self._sessions, self._clocks.get(key, time.perf_counter), key, inputs, outputs)
         if self._alive and self._durations.expected(shapes) > self._inline_s:
             return self._thread.submit(run, lambda: self._learn(shapes, run))
         future: asyncio.Future[list[RawTensor]] = self._loop.create_future()

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from mesh import telemetry
 from mesh.errors import ConfigError, MeshError
+from mesh.lifecycle import keep_large_buffers
 from mesh.settings import LogSettings, MeshSettings, effective, load, process_environ
 
 Config = Annotated[Optional[Path], typer.Option("--config", help="TOML file with settings")]  # noqa: UP045
@@ -71,6 +72,7 @@ fail = _Fail()
 def start(log: LogSettings, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a process of the mesh until it is done."""
     telemetry.setup(log.level, json_lines=log.json_lines)
+    keep_large_buffers()
     run(work())
 
 

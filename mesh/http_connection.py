@@ -22,6 +22,7 @@ from mesh.oip.wire import Buffer
 MAX_HEAD = 64 * 1024
 JOINED = 16 * 1024
 """Up to this size copying an answer into one buffer is cheaper than handing over its parts."""
+ALIGNMENT = 64
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 REASONS = {
     200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 413: b"Content Too Large",
@@ -181,8 +182,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._chunks is not None:
             self._feed_chunks(self._chunks)
             return
-        # Untouched pages cost nothing, so a length that is only claimed does not either.
-        self._body = np.empty(head.content_length, np.uint8).data
+        self._body = _memory(head.content_length, head.tensors_at)
         got = self._take(self._have)
         self._filled = len(got)
         self._body[: len(got)] = got
@@ -239,6 +239,16 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.touched = self._loop.time()
         if not keep_alive:
             self.end()
+
+
+def _memory(nbytes: int, tensors_at: int) -> memoryview:
+    """Room for a body whose tensors start aligned, as runtimes want them.
+
+    Pages that are not written cost nothing, so a length that is only claimed does not either.
+    """
+    room = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -(room.ctypes.data + tensors_at) % ALIGNMENT
+    return room[start : start + nbytes].data
 
 
 def lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -30,6 +30,8 @@ class Head:
     chunked: bool
     keep_alive: bool
     expects_continue: bool
+    tensors_at: int
+    """Offset of the first tensor in the body (Inference-Header-Content-Length), 0 where there is none."""
 
 
 class _Fields:
@@ -87,4 +89,5 @@ def _parse(text: bytes) -> Head:
         chunked=bool(encoding),
         keep_alive=parser.should_keep_alive(),
         expects_continue=headers.get(b"expect", b"").lower() == b"100-continue",
+        tensors_at=int(offset) if (offset := headers.get(b"inference-header-content-length", b"")).isdigit() else 0,
     )
