@@ -38,6 +38,8 @@ class Agent:
         stored = []
         if settings.dir is not None:
             stored = await asyncio.to_thread(scan, settings.dir, settings.max_file_bytes)
+            if not stored:
+                log.warning("there is no model in %s: put each at <model>/<version>/model.onnx", settings.dir)
         self._instances = Instances(stored, settings, self._on_change)
         self._models = Models(self._instances)
         self._node = Node(
@@ -78,8 +80,14 @@ class Agent:
 
     async def _read_gauges(self) -> None:
         """Sensors are files, some of them slow: read off the loop, reported as last seen."""
-        box = BoxGauges()
+        box, failing = BoxGauges(), False
         while True:
-            r = await asyncio.to_thread(box.read)
-            self._gauges = Gauges(r.cpu_percent, r.memory_used_bytes, r.memory_total_bytes, r.temperature_c)
+            try:
+                r = await asyncio.to_thread(box.read)
+                self._gauges = Gauges(r.cpu_percent, r.memory_used_bytes, r.memory_total_bytes, r.temperature_c)
+                failing = False
+            except OSError as error:  # no file left to open, say: the last reading stands until one works again
+                if not failing:
+                    log.warning("the gauges cannot be read: %s", error.strerror)
+                failing = True
             await asyncio.sleep(GAUGES_S)

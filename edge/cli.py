@@ -9,16 +9,21 @@ from typing import Annotated, Any, Optional
 import typer
 
 from edge.settings import EdgeSettings
-from mesh.command import Config, Json, check_config, fail, printed, start
+from mesh.command import Config, Json, Version, check_config, fail, printed, start
 from mesh.lifecycle import stop_on_signals
 from mesh.node_id import claim
 from mesh.settings import load, process_environ
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 app.add_typer(config_app, name="config")
 
 Text = Optional[str]  # noqa: UP045 - typer reads annotations on Python 3.10
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """Serve the models of this box, alone or in a mesh."""
 
 
 @app.command()

@@ -157,7 +157,7 @@ class Executor:
         return min(running, key=lambda i: i.started).served if running else None
 
     def _enqueue(self, item: Item) -> None:
-        if len(self._queue) >= self._queue_limit:
+        if len(self._queue) >= self._queue_limit or not self._in_time(item):
             wait_s = self.wait_ms() / 1e3
             raise Overloaded(
                 f"{len(self._queue)} requests are waiting on this node; try again in {wait_s:.1f} s",
@@ -165,6 +165,15 @@ class Executor:
             )
         heapq.heappush(self._queue, item)
         self._queued_ms += item.expected_ms
+
+    def _in_time(self, item: Item) -> bool:
+        """Whether a new item would end before its deadline behind those that go first."""
+        spare_ms = item.deadline.left_ms() - item.expected_ms
+        waits_ms = self.wait_ms()
+        if not self._queue or waits_ms <= spare_ms:
+            return True  # what runs now was no better judged: the next in line gets its chance
+        behind_ms = sum(i.expected_ms for i in self._queue if item < i)
+        return waits_ms - behind_ms / self._concurrency <= spare_ms
 
     def _may_run(self, expected_ms: float) -> bool:
         running = len(self._running)
@@ -198,6 +207,10 @@ class Executor:
                 continue
             if item.deadline.expired:  # its timer is due in this very turn of the loop
                 self._expire(item)
+            elif self._queue and item.deadline.left_ms() < item.served.service_ms:
+                # Earliest first, an overloaded device would else run only what is about to be late. The last in line
+                # runs in any case: the service time may be learned wrong, and only a run corrects it.
+                item.future.set_exception(DeadlineExceeded("its turn came too late to end before its deadline"))
             elif item.runtime.alive:
                 self._running_as(item, item.runtime.run(item.served.key, item.inputs, item.outputs))
             else:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from mesh.errors import ModelRejected
 
@@ -20,6 +20,7 @@ else:
     import tomli as tomllib
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_DEPTH = 16
 
 
 class WarmupInput(BaseModel):
@@ -37,7 +38,7 @@ class ModelConfig(BaseModel):
 
     backend: Literal["", "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt"] = ""
     """Backend to ask for; empty is the agent's setting."""
-    versions: Literal["latest", "all"] | tuple[int, ...] = "latest"
+    versions: Literal["latest", "all"] | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = "latest"
     """Which versions to serve, as Triton's version policy."""
     deadline_ms: float = Field(default=0.0, ge=0)
     """Deadline of requests that name none; 0 is the agent's setting."""
@@ -53,44 +54,68 @@ def read_config(folder: Path) -> ModelConfig:
     if toml.is_file():
         try:
             values |= tomllib.loads(_text(toml))
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOMLDecodeError, or an integer of more digits than Python reads
             raise ModelRejected(f"{folder.name}/model.toml is not TOML: {error}") from None
+        except RecursionError:
+            raise ModelRejected(f"{folder.name}/model.toml nests too deeply") from None
     try:
         return ModelConfig(**values)
     except ValidationError as error:
         what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
-        raise ModelRejected(f"{folder.name}/model.toml: {what}") from None
+        file = "model.toml" if toml.is_file() else "config.pbtxt"
+        raise ModelRejected(f"{folder.name}/{file}: {what}") from None
 
 
 def _text(path: Path) -> str:
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ModelRejected(f"{path.parent.name}/{path.name} is larger than {MAX_CONFIG_BYTES} bytes")
+    where = f"{path.parent.name}/{path.name}"
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ModelRejected(f"{where} is larger than {MAX_CONFIG_BYTES} bytes")
+        return text.decode("utf-8")
+    except OSError as error:
+        raise ModelRejected(f"{where} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ModelRejected(f"{path.parent.name}/{path.name} is not UTF-8 text") from None
+        raise ModelRejected(f"{where} is not UTF-8 text") from None
 
 
 def _from_pbtxt(path: Path, model: str) -> dict[str, Any]:
     """Take from ``config.pbtxt`` what has a meaning here; what the ONNX file says itself is not repeated."""
     if not path.is_file():
         return {}
-    fields = parse_pbtxt(_text(path), f"{model}/config.pbtxt")
-    if (name := fields.get("name", [model])[-1]) != model:
-        raise ModelRejected(f"{model}/config.pbtxt names the model {name!r}; Triton's layout wants the folder's name")
-    platform = fields.get("platform", fields.get("backend", ["onnxruntime_onnx"]))[-1]
-    if platform not in ("onnxruntime_onnx", "onnxruntime", ""):
-        raise ModelRejected(f"{model}/config.pbtxt asks for {platform!r}; only ONNX models are served")
-    values: dict[str, Any] = {}
-    for policy in fields.get("version_policy", []):
-        if "all" in policy:
-            values["versions"] = "all"
-        elif "specific" in policy:
-            values["versions"] = tuple(int(v) for v in policy["specific"][-1].get("versions", []))
-    return values
+    where = f"{model}/config.pbtxt"
+    fields = parse_pbtxt(_text(path), where)
+    if (name := _last(fields, "name") or model) != model:
+        raise ModelRejected(f"{where} names the model {name!r}; Triton's layout wants the folder's name")
+    platform = _last(fields, "platform") or _last(fields, "backend") or "onnxruntime"
+    if platform not in ("onnxruntime_onnx", "onnxruntime"):
+        raise ModelRejected(f"{where} asks for {platform!r}; only ONNX models are served")
+    policy = _last(fields, "version_policy")
+    if policy is None:
+        return {}
+    if not isinstance(policy, dict):
+        raise ModelRejected(f"{where}: version_policy is not a message in braces")
+    if "all" in policy:
+        return {"versions": "all"}
+    if "specific" in policy:
+        chosen = _last(policy, "specific")
+        return {"versions": tuple(chosen.get("versions", ())) if isinstance(chosen, dict) else ()}
+    latest = _last(policy, "latest")
+    if isinstance(latest, dict) and _last(latest, "num_versions") not in (None, "1"):
+        raise ModelRejected(f"{where}: only the latest version or specific ones can be served, not the latest few")
+    return {}
+
+
+def _last(fields: dict[str, list[Any]], name: str) -> Any:
+    """The value of a field that may stand once; the last of several counts, as protobuf has it."""
+    values = fields.get(name)
+    return values[-1] if values else None
 
 
 _TOKEN = re.compile(r"""\s*(?:\#[^\n]*)?(?:("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([A-Za-z0-9_.+-]+)|([{}\[\]:,;]))?""")
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PUNCTUATION = frozenset("{}[]:,;")
 
 
 def parse_pbtxt(text: str, where: str) -> dict[str, list[Any]]:
@@ -111,11 +136,11 @@ def parse_pbtxt(text: str, where: str) -> dict[str, list[Any]]:
 
 
 def _message(tokens: list[str], at: int, where: str, depth: int) -> tuple[dict[str, list[Any]], int]:
-    if depth > 16:
-        raise ModelRejected(f"{where} nests too deeply")
     fields: dict[str, list[Any]] = {}
     while at < len(tokens) and tokens[at] != "}":
         name, at = tokens[at], at + 1
+        if not _FIELD.fullmatch(name):
+            raise ModelRejected(f"{where} is not protobuf text: {name[:20]!r} is no name of a field")
         if at < len(tokens) and tokens[at] == ":":
             at += 1
         values, at = _values(tokens, at, where, depth)
@@ -128,6 +153,8 @@ def _message(tokens: list[str], at: int, where: str, depth: int) -> tuple[dict[s
 def _values(tokens: list[str], at: int, where: str, depth: int) -> tuple[list[Any], int]:
     if at >= len(tokens):
         raise ModelRejected(f"{where} ends in the middle of a field")
+    if depth > MAX_DEPTH:
+        raise ModelRejected(f"{where} nests too deeply")
     token = tokens[at]
     if token == "{":  # noqa: S105 - a brace
         fields, at = _message(tokens, at + 1, where, depth + 1)
@@ -147,4 +174,6 @@ def _values(tokens: list[str], at: int, where: str, depth: int) -> tuple[list[An
         return values, at + 1
     if token[0] in "\"'":
         return [token[1:-1]], at + 1
+    if token in _PUNCTUATION:
+        raise ModelRejected(f"{where} is not protobuf text: {token!r} is no value")
     return [token], at + 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 READ_BYTES = 1 << 20
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+"""As Triton has it: what begins with a zero, or is no number, is no version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,9 @@ def _versions(model: Path, max_file_bytes: int) -> list[StoredModel]:
         wanted = _wanted(model, config)
     except ModelRejected as error:
         return [StoredModel(ModelIdentity(model.name, "1", ""), model, ModelConfig(), error.text)]
+    except OSError as error:
+        why = f"the folder of model {model.name!r} cannot be read: {error.strerror}"
+        return [StoredModel(ModelIdentity(model.name, "1", ""), model, ModelConfig(), why)]
     stored = []
     for version in wanted:
         path = model / str(version) / MODEL_FILE
@@ -67,7 +73,7 @@ def _versions(model: Path, max_file_bytes: int) -> list[StoredModel]:
 
 
 def _wanted(model: Path, config: ModelConfig) -> list[int]:
-    there = sorted(int(v.name) for v in model.iterdir() if v.is_dir() and v.name.isascii() and v.name.isdigit())
+    there = sorted(int(v.name) for v in model.iterdir() if _VERSION.fullmatch(v.name) and v.is_dir())
     if not there:
         raise ModelRejected(f"model {model.name!r} has no version folder such as {model.name}/1/{MODEL_FILE}")
     if config.versions == "all":
@@ -77,7 +83,7 @@ def _wanted(model: Path, config: ModelConfig) -> list[int]:
     missing = set(config.versions) - set(there)
     if missing:
         raise ModelRejected(f"model {model.name!r} declares version {min(missing)}, which has no folder")
-    return sorted(config.versions)
+    return sorted(set(config.versions))
 
 
 def _digest(path: Path, max_file_bytes: int) -> str:
@@ -87,7 +93,10 @@ def _digest(path: Path, max_file_bytes: int) -> str:
     if size > max_file_bytes:
         raise ModelRejected(f"{path.name} has {size} bytes, the limit is {max_file_bytes} (models.max_file_bytes)")
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(READ_BYTES):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(READ_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise ModelRejected(f"{path.parent.parent.name}/{path.parent.name} cannot be read: {error.strerror}") from None
     return digest.hexdigest()

@@ -79,7 +79,7 @@ class InlineRuntime:
         self._sessions = Sessions()
         self._durations = Durations()
         self._clocks: dict[str, Clock] = {}
-        """How runs of a model are timed: on the CPU by the thread's own time, for the wall's counts waiting for the
+        """How runs on the thread are timed: on the CPU by the thread's own time, for the wall's counts waiting for the
         interpreter's lock, which a run on the loop would not have to wait for."""
         self._alive = False
 
@@ -126,9 +126,10 @@ class InlineRuntime:
 
     def run(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> asyncio.Future[list[RawTensor]]:
         shapes = (key, tuple([tensor.shape for tensor in inputs]))
-        run = _TimedRun(self._sessions, self._clocks.get(key, time.perf_counter), key, inputs, outputs)
         if self._alive and self._durations.expected(shapes) > self._inline_s:
+            run = _TimedRun(self._sessions, self._clocks.get(key, time.perf_counter), key, inputs, outputs)
             return self._thread.submit(run, lambda: self._learn(shapes, run))
+        run = _TimedRun(self._sessions, time.perf_counter, key, inputs, outputs)
         future: asyncio.Future[list[RawTensor]] = self._loop.create_future()
         try:
             self._require_alive()

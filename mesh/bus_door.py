@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 
 from mesh import hop, subjects
-from mesh.bus import Bus, BusMessage
+from mesh.bus import Bus, BusMessage, Subscription
 from mesh.dataplane import Dataplane, unexpected
 from mesh.errors import BusUnavailable, InvalidRequest, MeshError, PayloadTooLarge, ProtocolError
 from mesh.hop_bus import METADATA, error_headers
@@ -29,26 +29,33 @@ class BusDoor:
         self._dataplane = dataplane
         self._bus = bus
         self.in_flight = 0
+        self._subscriptions: list[Subscription] = []
+
+    async def leave(self) -> None:
+        """Take nothing more; what is being answered goes on. Callers are told by the bus that nobody is here."""
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
+        self._subscriptions.clear()
 
     @contextlib.asynccontextmanager
     async def serving_node(self, site: str, node: str) -> AsyncIterator[None]:
         """Answer on ``mesh.v1.<site>.node.<node>.infer`` while entered."""
-        subscription = await self._bus.subscribe(subjects.infer(site, node), self._on_hop)
+        self._subscriptions.append(await self._bus.subscribe(subjects.infer(site, node), self._on_hop))
         try:
             yield
         finally:
-            await subscription.unsubscribe()
+            await self.leave()
 
     @contextlib.asynccontextmanager
     async def serving_applications(self) -> AsyncIterator[None]:
         """Answer on ``mesh.v1.infer.<model>``, shared with the other routers, while entered."""
-        subscription = await self._bus.subscribe(
-            subjects.all_models(), self._on_application, queue=subjects.ROUTER_QUEUE
+        self._subscriptions.append(
+            await self._bus.subscribe(subjects.all_models(), self._on_application, queue=subjects.ROUTER_QUEUE)
         )
         try:
             yield
         finally:
-            await subscription.unsubscribe()
+            await self.leave()
 
     async def _on_hop(self, message: BusMessage) -> None:
         await self._answer(message, proven=True)
@@ -77,7 +84,7 @@ class BusDoor:
         if not ref.name:
             raise InvalidRequest("the request names no model: header Mesh-Model is missing")
         if headers.get(hop.OP) == METADATA:
-            return encode_model_metadata(await self._dataplane.metadata(ref, hops=1)), {}
+            return encode_model_metadata(await self._dataplane.metadata(ref, hops=1 if proven else 0)), {}
         request = self._dataplane.decode(ref, message.payload, headers.get(hop.HEADER_LENGTH))
         reply = await self._dataplane.infer(request, arrived, headers if proven else None, want_load=proven)
         return reply.body.joined(), hop.reply_headers(reply, want_load=proven)

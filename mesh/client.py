@@ -24,8 +24,8 @@ import numpy as np
 from mesh.addresses import host_token, parse
 from mesh.deadline import Deadline
 from mesh.discovery import Discovery, Found
-from mesh.doors import DoorHop, DoorWays
-from mesh.errors import ConfigError, NoReadyInstance
+from mesh.doors import NO_DOOR, DoorHop, DoorWays
+from mesh.errors import ConfigError, MeshError, NodeLost, NoReadyInstance
 from mesh.estimator import Dispatches
 from mesh.hop import Context
 from mesh.hop_http import HttpClient, model_path
@@ -84,6 +84,7 @@ class Client:
         view = View(name, watcher, None)
         self._router = Router(view=view, ways=ways, neighbours=self._neighbours, dispatches=dispatches)
         self._stack = contextlib.AsyncExitStack()
+        self._open = False
 
     async def __aenter__(self) -> Client:
         async with self._stack as stack:
@@ -101,9 +102,11 @@ class Client:
                     await asyncio.wait_for(self._found.wait(), DISCOVERY_S)
             await self._neighbours.settled(SETTLE_S)
             self._stack = stack.pop_all()
+        self._open = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._open = False
         await self._stack.aclose()
 
     async def infer(
@@ -117,6 +120,7 @@ class Client:
         parameters: Mapping[str, Any] | None = None,
     ) -> Result:
         """Run ``model`` once. No ``outputs`` means all. Raises an error of ``mesh.errors``."""
+        self._check_open()
         if isinstance(inputs, Mapping):
             tensors = tuple(Tensor.from_numpy(name, array) for name, array in inputs.items())
         else:
@@ -157,18 +161,28 @@ class Client:
         return [door.address for door in self._neighbours.doors()]
 
     async def _get(self, path: str) -> bytes:
+        """From the first door that answers; one that has just died is not the last word."""
+        self._check_open()
         deadline = Deadline.after_ms(self._deadline_ms)
         doors = self.doors
-        ordered = [a for a in self._addresses if a in doors] or doors
-        if not ordered:
-            raise NoReadyInstance("no door of the mesh answers; give its URL, or start an agent")
-        return await self._http.get_json(ordered[0], path, deadline)
+        failed: MeshError = NoReadyInstance(NO_DOOR)
+        for address in [a for a in self._addresses if a in doors] or doors:
+            try:
+                return await self._http.get_json(address, path, deadline)
+            except NodeLost as error:  # noqa: PERF203 - a try for each door is the point
+                failed = error
+        raise failed
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeError("the client is not open: use it in a with statement")
 
     def _on_found(self, found: Found) -> None:
         if self._mesh is None:
             self._mesh = found.mesh
         if found.mesh != self._mesh:
             return
+        self._neighbours.forget(found.id)  # where it was announced before
         for address in found.addresses:
             self._neighbours.hear_of(address, found.id)
         self._found.set()
@@ -179,19 +193,24 @@ class SyncClient:
 
     def __init__(self, *urls: str, mesh: str | None = None, deadline_ms: float = 10_000.0) -> None:
         self._make = functools.partial(Client, *urls, mesh=mesh, deadline_ms=deadline_ms)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="mesh-client", daemon=True)
         self._client: Client | None = None
 
     def __enter__(self) -> SyncClient:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="mesh-client", daemon=True)
         self._thread.start()
-        self._client = self._call(self._enter())
+        try:
+            self._client = self._call(self._enter())
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        client, self._client = self._client, None
         try:
-            if self._client is not None:
-                self._call(self._client.__aexit__(None, None, None))
+            if client is not None:
+                self._call(client.__aexit__(None, None, None))
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -221,7 +240,11 @@ class SyncClient:
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return future.result()
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C ends the work too
+            future.cancel()
+            raise
 
 
 def door_address(url: str) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
@@ -16,6 +17,7 @@ import msgspec
 import typer
 import uvloop
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mesh import telemetry
@@ -25,6 +27,17 @@ from mesh.settings import LogSettings, MeshSettings, effective, load, process_en
 
 Config = Annotated[Optional[Path], typer.Option("--config", help="TOML file with settings")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        printed(f"inference-mesh {version('inference-mesh')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit")
+]
 
 FAILED = 1
 USAGE = 2
@@ -95,5 +108,5 @@ def check_config(cls: type[MeshSettings], config: Path | None, as_json: bool) ->
         return
     table = Table("setting", "value", "from")
     for row in rows:
-        table.add_row(row["name"], str(row["value"]), row["source"])
+        table.add_row(row["name"], "" if row["value"] is None else escape(str(row["value"])), row["source"])
     console().print(table)

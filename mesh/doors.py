@@ -32,7 +32,7 @@ class DoorHop:
     async def infer(
         self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
     ) -> Reply:
-        left_us = max(int((context.deadline.left_ms() - up_ms) * 1e3), 1)
+        left_us = int(hop.at_arrival_ms(context.deadline, up_ms) * 1e3)
         request.parameters["timeout"] = left_us
         body = request.wire = encode_request(request)
         headers = {hop.WANT: hop.LOAD}

@@ -27,6 +27,7 @@ PERIOD_S = 1.0
 JITTER = 0.1
 MIN_PERIOD_S = 0.25
 TTL_MS = 1500
+GOODBYE_S = 1.0
 
 
 class Reporter:
@@ -102,8 +103,8 @@ class Heartbeat:
         """Tell everybody that this node leaves on purpose."""
         self._reporter.state = "left"
         await self._publish()
-        with contextlib.suppress(BusUnavailable):
-            await self._bus.flush()
+        with contextlib.suppress(BusUnavailable, asyncio.TimeoutError):  # a bus that hangs must not hold up the drain
+            await asyncio.wait_for(self._bus.flush(), GOODBYE_S)
 
     async def _beat(self) -> None:
         while True:

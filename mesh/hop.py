@@ -7,6 +7,7 @@ only from callers that proved to be of this mesh (DESIGN D4), which the doors ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -106,12 +107,21 @@ class Hop(Protocol):
     async def metadata(self, target: Target, identity: ModelIdentity, deadline: Deadline) -> ModelMetadata: ...
 
 
+def at_arrival_ms(deadline: Deadline, up_ms: float) -> float:
+    """Milliseconds that will be left after the predicted ``up_ms`` under way, 1 at least.
+
+    The prediction takes no more than half: what it wrongly made expire would never teach it better.
+    """
+    left_ms = deadline.left_ms()
+    return max(left_ms - min(up_ms, left_ms / 2), 1.0)
+
+
 def request_headers(
     request: InferRequest, identity: ModelIdentity, context: Context, node: str, up_ms: float
 ) -> dict[str, str]:
     """Headers with which ``node`` forwards; the hop is counted here."""
     headers = {
-        DEADLINE: f"{max(context.deadline.left_ms() - up_ms, 1.0):.1f}",
+        DEADLINE: f"{at_arrival_ms(context.deadline, up_ms):.1f}",
         DIGEST: identity.digest,
         HOPS: str(context.hops + 1),
         VISITED: ",".join((*context.visited, node)),
@@ -127,11 +137,18 @@ def read_context(headers: Mapping[str, str], deadline: Deadline) -> Context:
     """The hop headers of a proven caller; ``deadline`` counts where none travelled."""
     try:
         if (left := headers.get(DEADLINE)) is not None:
-            deadline = Deadline.after_ms(float(left))
+            deadline = Deadline.after_ms(_number(left))
         visited = tuple(v for v in headers.get(VISITED, "").split(",") if v)
         return Context(deadline, max(int(headers.get(HOPS, "0")), 0), visited[-MAX_VISITED:], headers.get(DIGEST, ""))
     except ValueError:
         raise InvalidRequest("a Mesh-* header of the hop is not a number") from None
+
+
+def _number(text: str) -> float:
+    """Raises ``ValueError`` for NaN too: no comparison with it is ever true, a deadline of it never expires."""
+    if math.isnan(number := float(text)):
+        raise ValueError(text)
+    return number
 
 
 def reply_headers(reply: Reply, *, want_load: bool) -> dict[str, str]:
@@ -150,11 +167,16 @@ def load_headers(reply: Reply) -> dict[str, str]:
 
 
 def read_reply(body: bytes, headers: Mapping[str, str], route: Route) -> Reply:
-    """A neighbour's answer as this node passes it on; raises ``ProtocolError`` where it is not one."""
+    """A neighbour's answer as this node passes it on; raises ``ProtocolError`` where it is not one.
+
+    ``route`` is what the neighbour counts as here; where it passed the request on, its own word says where that ran.
+    """
+    if headers.get(ROUTE) in ("peer", "cloud"):
+        route = "cloud" if headers[ROUTE] == "cloud" else "peer"
     try:
         length = headers.get(HEADER_LENGTH)
         header_length = int(length) if length is not None else None
-        hops, time_ms = int(headers.get(HOPS, "0")), float(headers.get(TIME, "0"))
+        hops, time_ms = int(headers.get(HOPS, "0")), _number(headers.get(TIME, "0"))
     except ValueError:
         raise ProtocolError("a neighbour answered with a header that is not a number") from None
     if header_length is not None and not 0 < header_length <= len(body):

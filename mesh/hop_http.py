@@ -6,6 +6,7 @@ The only importer of aiohttp. Not here: which door to ask (``router``, ``neighbo
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from urllib.parse import quote
@@ -84,7 +85,10 @@ class HttpClient:
         )
         if status != 200:
             raise read_error(status, answered, body)
-        return hop.read_reply(body, answered, target.route)
+        reply = hop.read_reply(body, answered, target.route)
+        if reply.hops <= context.hops:  # our token is for the process before it: it chose the bytes by itself
+            raise NodeLost(f"the door at {target.address} is another process's by now, and did not take this as a hop")
+        return reply
 
     async def metadata(self, target: Target, identity: ModelIdentity, deadline: Deadline) -> ModelMetadata:
         path = model_path(ModelRef(identity.name, identity.version))
@@ -98,11 +102,11 @@ class HttpClient:
         """Ask a door who it is (``mesh.neighbours.Prober``)."""
         started = time.monotonic()
         asked, deadline = {hop.CHALLENGE: challenge}, Deadline(started + timeout_s)
-        status, headers, body = await self.call("GET", address, "/mesh/v1/report", headers=asked, deadline=deadline)
+        status, headers, body = await self.call(
+            "GET", address, "/mesh/v1/report", headers=asked, deadline=deadline, max_bytes=MAX_REPORT_BYTES
+        )
         if status != 200:
             raise ProtocolError(f"the door at {address} answers a report with status {status}")
-        if len(body) > MAX_REPORT_BYTES:
-            raise ProtocolError(f"the door at {address} answers a report of {len(body)} bytes")
         rtt_ms = (time.monotonic() - started) * 1e3
         site, bus = headers.get(hop.PROOF_SITE, ""), headers.get(hop.PROOF_BUS, "")
         return Answer(decode_report(body), site, bus, rtt_ms)
@@ -123,10 +127,12 @@ class HttpClient:
         headers: Mapping[str, str],
         deadline: Deadline,
         body: WireBody | None = None,
+        max_bytes: int | None = None,
     ) -> tuple[int, dict[str, str], bytes]:
         """One exchange; header names of the answer are lower case.
 
-        Raises ``NodeUnreachable`` (not sent), ``NodeLost`` (broken after sending), ``DeadlineExceeded``.
+        Raises ``NodeUnreachable`` (not sent), ``NodeLost`` (broken after sending), ``DeadlineExceeded``, and
+        ``ProtocolError`` for an answer over ``max_bytes``, which strangers must be asked with.
         """
         if self._session is None:
             raise NodeUnreachable("the HTTP client is closed")
@@ -140,15 +146,32 @@ class HttpClient:
             async with self._session.request(
                 method, f"http://{address}{path}", headers=headers, data=data, timeout=timeout, allow_redirects=False
             ) as answer:
-                return answer.status, {k.lower(): v for k, v in answer.headers.items()}, await answer.read()
+                payload = await (answer.read() if max_bytes is None else _read_at_most(answer, max_bytes))
+                return answer.status, {k.lower(): v for k, v in answer.headers.items()}, payload
         except aiohttp.ConnectionTimeoutError:
             raise NodeUnreachable(f"the door at {address} does not take the connection") from None
         except asyncio.TimeoutError:
             raise DeadlineExceeded(f"the door at {address} did not answer within the deadline") from None
         except aiohttp.ClientConnectorError as error:
-            raise NodeUnreachable(f"the door at {address} cannot be reached: {error.os_error.strerror}") from None
+            raise NodeUnreachable(f"the door at {address} cannot be reached: {_reason(error.os_error)}") from None
         except (aiohttp.ClientError, OSError) as error:
             raise NodeLost(f"the connection to the door at {address} broke ({type(error).__name__})") from None
+
+
+def _reason(error: OSError) -> str:
+    """In the system's words; asyncio's own say "Connect call failed" and repeat the address."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or "no reason given"  # of name resolution, whose numbers are its own
+
+
+async def _read_at_most(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > most:
+            raise ProtocolError(f"the door at {answer.url.host}:{answer.url.port} answers more than {most} bytes")
+    return bytes(body)
 
 
 def model_path(ref: ModelRef) -> str:

@@ -9,8 +9,9 @@ import re
 
 from mesh.errors import InvalidRequest, PayloadTooLarge
 
-_SIZE = re.compile(rb"^([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?$")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 MAX_LINE = 4096
+USUAL_LINE = 32
 MAX_TRAILER = 8192
 
 
@@ -19,16 +20,13 @@ class ChunkedBody:
 
     def __init__(self, max_bytes: int) -> None:
         self.complete = False
+        self.body = bytearray()
         self._max_bytes = max_bytes
-        self._parts: list[bytes] = []
         self._size = 0
         self._left = 0
         """Bytes of the current chunk that are still to come, its line end included."""
         self._in_trailer = False
         self._trailer = 0
-
-    def body(self) -> bytes:
-        return b"".join(self._parts)
 
     def feed(self, data: memoryview) -> int:
         """Bytes of ``data`` that were used. Raises ``InvalidRequest`` or ``PayloadTooLarge``."""
@@ -44,7 +42,7 @@ class ChunkedBody:
         take = min(self._left, data.nbytes)
         content = min(max(self._left - 2, 0), take)
         if content:
-            self._parts.append(bytes(data[:content]))
+            self.body += data[:content]  # one piece: chunks of two bytes must not cost fifty each
         ending = bytes(data[content:take])
         if ending != b"\r\n"[2 - (self._left - content) :][: len(ending)]:
             raise InvalidRequest("a chunk of the body is longer than it says")
@@ -52,7 +50,9 @@ class ChunkedBody:
         return take
 
     def _line(self, data: memoryview) -> int:
-        line, end, _ = bytes(data[:MAX_LINE]).partition(b"\r\n")
+        line, end, _ = bytes(data[:USUAL_LINE]).partition(b"\r\n")
+        if not end:
+            line, end, _ = bytes(data[:MAX_LINE]).partition(b"\r\n")
         if not end:
             if data.nbytes >= MAX_LINE:
                 raise InvalidRequest("a line of the chunked body is too long")
@@ -64,7 +64,7 @@ class ChunkedBody:
                 raise InvalidRequest("the trailer of the chunked body is too long")
             self.complete = not line
             return used
-        match = _SIZE.match(line)
+        match = _SIZE.fullmatch(line)
         if match is None:
             raise InvalidRequest("a chunk of the body has no valid size")
         size = int(match[1], 16)

@@ -8,27 +8,24 @@ here: heads (``http_head``), listening and draining (``http_server``), what a re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol, cast
+from collections.abc import Awaitable, Callable
+from typing import Protocol, cast
 
 import msgspec
 import numpy as np
 
-from mesh.errors import InvalidRequest, MeshError, PayloadTooLarge
+from mesh.errors import InvalidRequest, MeshError, Overloaded, PayloadTooLarge
 from mesh.http_chunks import ChunkedBody
-from mesh.http_head import Head, parse_head
+from mesh.http_head import Head, answer_head, parse_head
 from mesh.oip.wire import Buffer
 
 MAX_HEAD = 64 * 1024
+ROOM = 4 * 1024
+"""What a connection reads into before it needs more: an idle one holds little else."""
 JOINED = 16 * 1024
 """Up to this size copying an answer into one buffer is cheaper than handing over its parts."""
 ALIGNMENT = 64
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-REASONS = {
-    200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 413: b"Content Too Large",
-    422: b"Unprocessable Content", 429: b"Too Many Requests", 500: b"Internal Server Error",
-    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
-}  # fmt: skip
 
 
 class Request(msgspec.Struct):
@@ -37,7 +34,7 @@ class Request(msgspec.Struct):
 
 
 class Answer(msgspec.Struct):
-    """``head`` is the header lines (:func:`lines`) without Content-Length, which follows from ``parts``."""
+    """``head`` is header lines (:func:`mesh.http_head.lines`) without Content-Length, which follows from ``parts``."""
 
     status: int
     head: bytes
@@ -62,13 +59,17 @@ class Server(Protocol):
 
 
 class HttpConnection(asyncio.BufferedProtocol):
-    """Requests are served in the order they arrive; while one runs, at most ``MAX_HEAD`` bytes of others are read."""
+    """Requests are served in the order they arrive.
+
+    Until the answer to one has gone out, no more of others is read than there is room for: a caller that does not read
+    its answers cannot have more of them made.
+    """
 
     def __init__(self, app: App, server: Server) -> None:
         self._app = app
         self._server = server
         self._loop = asyncio.get_running_loop()
-        self._scratch = bytearray(MAX_HEAD)
+        self._scratch = bytearray(ROOM)
         self._view = memoryview(self._scratch)
         self._have = 0
         self._head: Head | None = None
@@ -76,26 +77,45 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._filled = 0
         self._chunks: ChunkedBody | None = None
         self.task: asyncio.Task[None] | None = None
-        """The request that runs."""
-        self._closing = False
+        """The request that runs, until its answer has gone out."""
+        self.closing = False
+        """The last answer was written; what still comes is thrown away."""
         self._writable = asyncio.Event()
         self._writable.set()
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self.touched = self._loop.time()
-        """When bytes last came or an answer was written, on the loop's clock."""
+        self._touched = self._loop.time()
+        self._unsent = 0
 
     @property
     def busy(self) -> bool:
         return self.task is not None
 
     @property
-    def closing(self) -> bool:
-        return self._closing
-
-    @property
     def reading(self) -> bool:
         """Whether a request has begun to arrive and is not whole."""
         return not self.busy and (self._have > 0 or self._head is not None)
+
+    @property
+    def receiving(self) -> bool:
+        """Whether the head of a request has arrived and its body has not."""
+        return self._head is not None
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes of an answer wait for the caller to read."""
+        return self._transport.get_write_buffer_size() > 0
+
+    @property
+    def owing(self) -> bool:
+        """Whether an answer is due to a request whose head has arrived, or is still on its way out."""
+        return self.busy or self.receiving or self.unsent
+
+    def still_s(self) -> float:
+        """Seconds in which nothing went on: no answer read, no part of a body received, no new head begun."""
+        now, unsent = self._loop.time(), self._transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self._touched = unsent, now
+        return now - self._touched
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -119,33 +139,38 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def end(self) -> None:
         """Send what was written and no more; closed when the caller closes, or by the server's sweep."""
-        self._closing = True
+        self.closing = True
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
+
+    def close(self) -> None:
+        """Close once what was written has gone out."""
+        self._transport.close()
 
     def abort(self) -> None:
         self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        if self._body is not None and not self.busy:
+        if self._body is not None:
             return self._body[self._filled :]
-        if self._closing:
+        if self.closing:
             return self._view  # to be thrown away
         return self._view[self._have :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._closing:
+        if self.closing:
             self._have = 0  # the rest of what was refused; reading it lets the caller see why
             return
-        self.touched = self._loop.time()
-        if self._body is not None and not self.busy:
+        if self._have == 0 or self._head is not None:
+            self._touched = self._loop.time()
+        if self._body is not None:
             self._filled += nbytes
             if self._filled == self._body.nbytes:
                 self._run(self._body)
             return
         self._have += nbytes
         if self.busy:
-            if self._have == MAX_HEAD:
+            if self._have == len(self._scratch):
                 self._transport.pause_reading()
             return
         self._advance()
@@ -158,18 +183,17 @@ class HttpConnection(asyncio.BufferedProtocol):
             elif self._have:
                 self._read_head()
         except MeshError as error:
+            self._head = self._chunks = None
             self._write(self._server.refuse(error), keep_alive=False, body=True)
 
     def _read_head(self) -> None:
         end = self._scratch.find(b"\r\n\r\n", 0, self._have)
         if end < 0:
-            if not self._view[:1].tobytes().isalpha() or self._scratch.find(b"\n\n", 0, self._have) >= 0:
-                raise InvalidRequest("this is not HTTP/1.1")  # a caller that speaks TLS, say, would wait for ever
-            if self._have == MAX_HEAD:
-                raise InvalidRequest(f"the head of the request is over {MAX_HEAD} bytes")
+            self._await_head()
             return
         head = self._head = parse_head(self._take(end + 4))
         if head.chunked:
+            self._resize(MAX_HEAD)
             self._chunks = ChunkedBody(self._server.max_body_bytes)
         elif head.content_length > self._server.max_body_bytes:
             limit = self._server.max_body_bytes
@@ -187,13 +211,25 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._filled = len(got)
         self._body[: len(got)] = got
 
+    def _await_head(self) -> None:
+        begun = bytes(self._view[: self._have]).lstrip(b"\r\n")  # a line some end a body with (RFC 9112, 2.2)
+        if (begun and not begun[:1].isalpha()) or b"\n\n" in begun:
+            raise InvalidRequest("this is not HTTP/1.1")  # a caller that speaks TLS, say, would wait for ever
+        if self._have == MAX_HEAD:
+            raise InvalidRequest(f"the head of the request is over {MAX_HEAD} bytes")
+        if self._have == len(self._scratch):
+            self._resize(min(4 * self._have, MAX_HEAD))
+
+    def _resize(self, size: int) -> None:
+        scratch = bytearray(size)
+        scratch[: self._have] = self._view[: self._have]
+        self._scratch, self._view = scratch, memoryview(scratch)
+
     def _feed_chunks(self, chunks: ChunkedBody) -> None:
         used = chunks.feed(self._view[: self._have])
         self._take(used)
         if chunks.complete:
-            self._run(chunks.body())
-        elif self._have == MAX_HEAD:
-            raise InvalidRequest("a line of the chunked body is too long")
+            self._run(chunks.body)
 
     def _take(self, count: int) -> bytes:
         """The first ``count`` buffered bytes; what is behind them moves to the front."""
@@ -206,37 +242,45 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _run(self, body: Buffer) -> None:
         assert self._head is not None  # noqa: S101 - a body follows a head
-        self.task = self._loop.create_task(self._serve(Request(self._head, body)))
+        request = Request(self._head, body)
+        self._head = self._body = self._chunks = None
+        self.task = self._loop.create_task(self._serve(request))
 
     async def _serve(self, request: Request) -> None:
+        head = request.head
         try:
             answer = await self._app(request)
+            del request  # the body is not needed while a slow caller reads the answer
+            self._write(answer, keep_alive=head.keep_alive and not self._server.draining, body=head.method != "HEAD")
+            if not self._writable.is_set():
+                await self._writable.wait()
+        except Exception:
+            self.abort()  # an App answers whatever happens; without an answer the caller must not wait for one
+            raise
         finally:
             self.task = None
-            self._head = self._body = self._chunks = None
-            self._filled = 0
             if self._server.draining:
                 self._server.moved()
-        head = request.head
-        self._write(answer, keep_alive=head.keep_alive and not self._server.draining, body=head.method != "HEAD")
-        if not self._writable.is_set():
-            await self._writable.wait()
-        if not self._closing and not self._transport.is_closing():
-            self._transport.resume_reading()
+        if self._transport.is_closing():
+            return
+        self._transport.resume_reading()
+        if not self._have and len(self._scratch) > ROOM:
+            self._resize(ROOM)
+        if not self.closing:
             self._advance()
 
     def _write(self, answer: Answer, *, keep_alive: bool, body: bool) -> None:
         size = sum(len(part) if isinstance(part, bytes) else memoryview(part).nbytes for part in answer.parts)
-        status, end = answer.status, b"" if keep_alive else b"connection: close\r\n"
-        reason = REASONS.get(status, b"-")
-        head = b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n%b\r\n" % (status, reason, answer.head, size, end)
+        head = answer_head(answer.status, answer.head, size, keep_alive=keep_alive)
+        if not keep_alive:
+            self._transport.set_write_buffer_limits(0)  # the last answer has gone out when all of it has
         if not body:
             self._transport.write(head)
         elif size > JOINED:
             self._transport.writelines([head, *answer.parts])
         else:
             self._transport.write(b"".join([head, *answer.parts]))
-        self.touched = self._loop.time()
+        self._touched = self._loop.time()
         if not keep_alive:
             self.end()
 
@@ -244,50 +288,11 @@ class HttpConnection(asyncio.BufferedProtocol):
 def _memory(nbytes: int, tensors_at: int) -> memoryview:
     """Room for a body whose tensors start aligned, as runtimes want them.
 
-    Pages that are not written cost nothing, so a length that is only claimed does not either.
+    Pages that are not written cost nothing, so a length that is only claimed does not either. Raises ``Overloaded``.
     """
-    room = np.empty(nbytes + ALIGNMENT, np.uint8)
+    try:
+        room = np.empty(nbytes + ALIGNMENT, np.uint8)
+    except MemoryError:
+        raise Overloaded(f"there is no memory for a body of {nbytes} bytes") from None
     start = -(room.ctypes.data + tensors_at) % ALIGNMENT
     return room[start : start + nbytes].data
-
-
-def lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Header lines as they are sent."""
-    return b"".join([b"%b: %b\r\n" % header for header in headers])
-
-
-def asgi_app(app: Any) -> App:
-    """An ASGI application that answers whole, such as Starlette's pages, as an :data:`App`."""
-
-    async def call(request: Request) -> Answer:
-        head = request.head
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": head.method,
-            "scheme": "http",
-            "path": head.path,
-            "raw_path": head.path.encode(),
-            "query_string": head.query,
-            "root_path": "",
-            "headers": list(head.headers.items()),
-            "client": None,
-            "server": None,
-        }
-        answer = Answer(500, b"", ())
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": bytes(request.body), "more_body": False}
-
-        async def send(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                answer.status = message["status"]
-                answer.head = lines((k, v) for k, v in message["headers"] if k != b"content-length")
-            else:
-                answer.parts += (message.get("body", b""),)
-
-        await app(scope, receive, send)
-        return answer
-
-    return call

@@ -15,13 +15,15 @@ from mesh import hop
 from mesh.dataplane import Dataplane, unexpected
 from mesh.errors import InvalidRequest, MeshError
 from mesh.hop import Reply
-from mesh.http_connection import Answer, Request, asgi_app, lines
+from mesh.http_asgi import asgi_app
+from mesh.http_connection import Answer, Request
+from mesh.http_head import lines
 from mesh.http_pages import pages
 from mesh.oip.documents import encode_error
 from mesh.oip.recent import Recent
 from mesh.values import ModelRef
 
-INFER_PATH = re.compile(r"^/v2/models/([^/]+)(?:/versions/([^/]+))?/infer$")
+INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _HEADER_LENGTH, _TOKEN, _WANT = hop.HEADER_LENGTH.encode(), hop.TOKEN.encode(), hop.WANT.encode()
 _BINARY = b"content-type: application/octet-stream\r\n"
 _JSON = b"content-type: application/json\r\n"
@@ -41,7 +43,7 @@ class HttpDoor:
 
     async def __call__(self, request: Request) -> Answer:
         head = request.head
-        match = INFER_PATH.match(head.path)
+        match = INFER_PATH.fullmatch(head.path)
         try:
             if match is None:
                 return await self._pages(request)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Callable
 
@@ -20,7 +21,7 @@ BACKLOG = 2048
 KEEP_ALIVE_S = 75.0
 """An idle connection is closed after this."""
 STALL_S = 30.0
-"""A request that has begun must go on within this, or its connection is cut."""
+"""A head must be whole within this; then a body must go on arriving, and an answer being read, or the line is cut."""
 LINGER_S = 2.0
 """Time a caller has to read its last answer and close."""
 SWEEP_S = 1.0
@@ -69,9 +70,9 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._grace_s
         for connection in list(self.connections):
-            if not connection.busy:
-                connection.abort()
-        await self._settled(lambda: not any(c.busy for c in self.connections), until - loop.time())
+            if not connection.busy and not connection.receiving:
+                connection.close()
+        await self._settled(lambda: not any(c.owing for c in self.connections), until - loop.time())
         await self._cut()
 
     async def _cut(self) -> None:
@@ -94,16 +95,18 @@ class HttpServer:
             await asyncio.wait_for(until_done(), timeout_s)
 
     async def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = loop.time()
             for connection in list(self.connections):
-                if not connection.busy and now - connection.touched > _patience_s(connection):
+                if connection.still_s() > _patience_s(connection):
                     connection.abort()
 
 
 def _patience_s(connection: HttpConnection) -> float:
+    if connection.unsent:
+        return STALL_S
+    if connection.busy:
+        return math.inf  # the deadline of the request is what ends it
     if connection.closing:
         return LINGER_S
     return STALL_S if connection.reading else KEEP_ALIVE_S

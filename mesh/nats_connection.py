@@ -24,12 +24,16 @@ from urllib.parse import urlsplit
 from nats import errors
 from nats.aio.client import Client, RawCredentials
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from mesh.bus import BusMessage
 from mesh.bus_core import HANDLER_LIMIT, Requests
 from mesh.errors import BusUnavailable, ConfigError, Unavailable
 
 log = logging.getLogger(__name__)
+
+UNSUBSCRIBE_S = 2.0
+"""Longest that messages under way are waited for when a subscription ends."""
 
 HIGH_WATER = 4 << 20
 """Bytes waiting to be written above which senders wait for the server to catch up."""
@@ -141,9 +145,18 @@ class Connection(Client):
 
         async def end() -> None:
             with contextlib.suppress(errors.ConnectionClosedError):  # a lost connection has ended it already
+                if not self.lost.done():
+                    await self._send_unsubscribe(subscription._id)
+                    with contextlib.suppress(BusUnavailable, asyncio.TimeoutError):
+                        await asyncio.wait_for(self._taken(subscription), UNSUBSCRIBE_S)
                 await subscription.unsubscribe()
 
         return end
+
+    async def _taken(self, subscription: Subscription) -> None:
+        """Wait until what the server sent before it knew of the end was handed on: nobody else answers that."""
+        await self.round_trip()
+        await subscription._pending_queue.join()
 
     async def send(self, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
         """Hand one checked message to the writer. Raises ``BusUnavailable``.

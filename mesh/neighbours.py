@@ -102,14 +102,21 @@ class Neighbours:
         door.wake.set()
 
     def forget(self, source: str) -> None:
-        """The hint is gone; a door that nothing vouches for and that does not answer is dropped by its own loop."""
+        """The hint is gone: ask at once, a node that leaves takes its announcement back before it closes its door.
+
+        A door that nothing vouches for and that does not answer is dropped by its own loop.
+        """
         for door in self._doors.values():
-            door.sources.discard(source)
+            if source in door.sources:
+                door.sources.discard(source)
+                door.wake.set()
 
     def direct(self, node: str) -> Door | None:
-        """The node's proven door, if the last probe or request there succeeded."""
-        door = self._by_node.get(node)
-        return door if door is not None and door.proven and door.node == node else None
+        """The node's proven door, if the last probe or request there succeeded and the node did not restart since."""
+        door, view = self._by_node.get(node), self._watcher.membership.get(node)
+        if door is None or not door.proven or door.node != node:
+            return None
+        return door if view is None or view.report.incarnation == door.incarnation else None
 
     def doors(self) -> list[Door]:
         return [door for door in self._doors.values() if door.proven]

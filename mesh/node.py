@@ -12,7 +12,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from mesh.addresses import AddressWatch, advertised, host_token, is_loopback, is_wildcard, parse
@@ -28,6 +28,7 @@ from mesh.http_server import HttpServer
 from mesh.lifecycle import Tasks
 from mesh.messages import Gauges, ModelLoad, Report
 from mesh.nats_bus import NatsBus, NatsOptions
+from mesh.nats_connection import check_url, place
 from mesh.neighbours import Neighbours
 from mesh.node_id import NodeIdentity
 from mesh.oip.wire import Limits
@@ -42,6 +43,7 @@ from mesh.ways import NodeWays
 log = logging.getLogger(__name__)
 
 SEEK_BUS_S = 1.0
+BUS_HANDLERS = 4096
 VERSION = version("inference-mesh")  # read from disk, so not on the loop
 
 
@@ -95,6 +97,7 @@ class Node:
         )
         self._tasks = Tasks("node")
         self._heartbeat: Heartbeat | None = None
+        self._bus_door: BusDoor | None = None
         self._serve_applications = role == "router"
 
     def _facts(self) -> Report:
@@ -115,6 +118,8 @@ class Node:
     async def running(self) -> AsyncIterator[str]:
         """Serve; yields the bound HOST:PORT of the HTTP door."""
         settings = self.settings
+        for url in settings.nats.urls():
+            check_url(url)  # now, not in the task that dials: that one's failure ends no process
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self.watcher.running())
             await stack.enter_async_context(self._http)
@@ -151,6 +156,8 @@ class Node:
         self.reporter.state = "left"
         if self._heartbeat is not None:
             await self._heartbeat.goodbye()
+        if self._bus_door is not None:
+            await self._bus_door.leave()
         left = await self.dataplane.idle(self.settings.http.grace_s)
         if left:
             log.warning(
@@ -193,6 +200,7 @@ class Node:
 
     def _on_found(self, found: Found) -> None:
         if found.mesh == self.settings.site.mesh:
+            self.neighbours.forget(found.id)  # where it was announced before
             for address in found.addresses:
                 self.neighbours.hear_of(address, found.id)
 
@@ -208,15 +216,17 @@ class Node:
             token=nats.token.get_secret_value() if nats.token else "",
             creds_file=nats.creds_file,
         )
-        self.reporter.learn(nats=",".join(urls))
+        self.reporter.learn(nats=",".join(place(url) for url in urls))
         async with contextlib.AsyncExitStack() as stack:
             control = await stack.enter_async_context(NatsBus(options))
-            tensors = await stack.enter_async_context(NatsBus(options))
+            # Far more than an agent's queue takes, so that it is the queue that refuses: what waits in front of it is
+            # invisible to everybody.
+            tensors = await stack.enter_async_context(NatsBus(replace(options, handler_limit=BUS_HANDLERS)))
             sites = ("*",) if self._role == "router" else (self.site,)
             await stack.enter_async_context(self.watcher.subscribed(control, sites))
             self._heartbeat = Heartbeat(self.reporter, control, self.trust.hop_key)
             await stack.enter_async_context(self._heartbeat.running())
-            door = BusDoor(self.dataplane, tensors)
+            door = self._bus_door = BusDoor(self.dataplane, tensors)
             await stack.enter_async_context(door.serving_node(self.site, self.name))
             if self._serve_applications:
                 await stack.enter_async_context(door.serving_applications())

@@ -7,23 +7,29 @@ transports (``hop_http``, ``hop_bus``).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import random
 import time
+from collections import Counter
+from collections.abc import Iterator
 
 from mesh.balancer import Policy, decide
 from mesh.errors import (
     BusUnavailable,
     InstanceLost,
     MeshError,
+    ModelNotFound,
     ModelNotReady,
     NodeLost,
     NodeUnreachable,
     NoReadyInstance,
+    Overloaded,
 )
 from mesh.estimator import Ask, Dispatches
 from mesh.hop import Context, Reply
+from mesh.membership import Change
 from mesh.neighbours import Neighbours
 from mesh.oip.request import InferRequest
 from mesh.retry import LOST, RetryBudget
@@ -32,6 +38,57 @@ from mesh.view import LocalModels, View
 from mesh.ways import Way, Ways
 
 log = logging.getLogger(__name__)
+
+MAX_MET = 3
+"""How often one request may be refused by busy nodes, or lose what runs it, before that is its answer.
+
+A full mesh must not carry each request past all its nodes, nor a request that kills workers past all of them.
+"""
+_COUNTED = frozenset(cls.code for cls in (Overloaded, InstanceLost, NodeLost))
+
+
+class UnderWay:
+    """Requests sent and not yet answered, by node: a box that lost its power closes no connection.
+
+    When the view gives a node up, what was sent there ends with ``NodeLost`` in place of waiting for its deadline. By
+    cancelling the task from outside, as ``asyncio.timeout`` does: a task for each exchange would cost too much.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, dict[asyncio.Task[object], bool]] = {}
+        """By node, and whether it was given up."""
+
+    def on_change(self, change: Change) -> None:
+        if change.new == "lost":
+            tasks = self._tasks.get(change.node, {})
+            for task, given_up in tasks.items():
+                tasks[task] = given_up or task.cancel()
+
+    @contextlib.contextmanager
+    def to(self, node: str) -> Iterator[None]:
+        """Inside, the current task is under way to ``node``."""
+        task, tasks = asyncio.current_task(), self._tasks.setdefault(node, {})
+        assert task is not None  # noqa: S101 - coroutines run in tasks
+        tasks[task] = False
+        given_up, others = False, 0
+        try:
+            try:
+                yield
+            finally:
+                given_up = tasks.pop(task)
+                others = self._uncancelled(task) if given_up else 0
+                if not tasks:
+                    self._tasks.pop(node, None)
+        except asyncio.CancelledError:
+            if not given_up or others:
+                raise
+            raise NodeLost(f"node {node} was lost while it held the request") from None
+
+    @staticmethod
+    def _uncancelled(task: asyncio.Task[object]) -> int:
+        """Take our cancellation back; how many others there are (Python 3.10 cannot tell)."""
+        uncancel = getattr(task, "uncancel", None)
+        return uncancel() if uncancel is not None else 0
 
 
 class Router:
@@ -56,14 +113,18 @@ class Router:
         self._budget = RetryBudget(ratio=retry_ratio)
         self._rng = rng or random.Random()
         self._running = 0
+        self._under_way = UnderWay()
+        view.watcher.on_change(self._under_way.on_change)
 
     async def infer(self, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
         """Answer from the place that will answer in time.
 
         Only the first door of a request tries elsewhere again (DESIGN D16); a later one whose forward failed may still
-        run it itself. Raises the last error when nothing is left to try.
+        run it itself. Raises the last error when nothing is left to try, or the one before it that leaves open whether
+        the work ran, if the last was only a refusal.
         """
         tried: set[tuple[str, str]] = set()
+        met: Counter[str] = Counter()
         failed: MeshError | None = None
         context.deadline.check()
         self._budget.note_request(time.monotonic())
@@ -74,10 +135,12 @@ class Router:
             try:
                 return await self._send(way, request, identity, context)
             except MeshError as error:
-                failed = error
+                failed = error if failed is None or failed.refused or not error.refused else failed
+                met[error.code] += 1
                 self._learn_failure(way, error)
-                if (context.hops > 0 and way.hop is None) or not self._may_retry(error, context):
-                    raise
+                enough = error.code in _COUNTED and met[error.code] >= MAX_MET
+                if (context.hops > 0 and way.hop is None) or enough or not self._may_retry(error, context):
+                    raise failed from None
                 log.debug("%s on %s failed (%s), trying elsewhere", identity.name, way.key, error.code)
                 tried.add(way.key)
                 if not isinstance(error, (NodeUnreachable, BusUnavailable)):
@@ -149,10 +212,15 @@ class Router:
         try:
             if way.door is not None:
                 self._neighbours.used(way.door)
-            reply = await way.hop.infer(way.target, request, identity, context, up_ms)
+            with self._under_way.to(node):
+                reply = await way.hop.infer(way.target, request, identity, context, up_ms)
             now = time.monotonic()
             link.answered(nbytes, reply.body.nbytes, (now - started) * 1e3, reply.time_ms, now, ahead)
             answered = True
+        except ModelNotFound as error:
+            if identity.digest:  # settled by a node's report: what it unloaded since, another may have
+                raise ModelNotReady(error.text) from None
+            raise
         except LOST as error:
             if not error.refused:
                 self._budget.note_lost(self._dispatches.in_flight(node), time.monotonic(), node)

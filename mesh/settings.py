@@ -9,19 +9,21 @@ module reads the environment. Not here: groups that only the agent or only the r
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_origin
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from mesh.addresses import parse
+from mesh.addresses import advertised, parse
 from mesh.errors import ConfigError
 from mesh.values import NAME_PATTERN, Tier
 
 PREFIX = "MESH_"
+_CREDENTIALS = re.compile(r"//[^/@]*@")
 Name = Field(default="", pattern=f"^$|{NAME_PATTERN.pattern}")
 
 
@@ -162,9 +164,21 @@ def load(cls: type[S], flags: Mapping[str, Any], config: Path | None, environ: M
         settings = cls.model_validate(values)  # not the constructor: it would read the environment by itself
     except ValidationError as error:
         raise ConfigError(_explain(error, sources)) from None
-    for listen in (settings.http.listen, *settings.discovery.seeds):
-        parse(listen)
+    _check_addresses(settings)
     return settings, Loaded(settings, sources)
+
+
+def _check_addresses(settings: MeshSettings) -> None:
+    name = "http.listen"
+    try:
+        parse(settings.http.listen)
+        name = "discovery.seeds"
+        for seed in settings.discovery.seeds:
+            parse(seed)
+        name = "http.advertise"
+        advertised("127.0.0.1:1", settings.http.advertise)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error.text}") from None
 
 
 def _file(cls: type[MeshSettings], path: Path | None) -> dict[str, Any]:
@@ -174,20 +188,24 @@ def _file(cls: type[MeshSettings], path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"--config: there is no file {path}")
     try:
         return dict(TomlConfigSettingsSource(cls, path)())
+    except OSError as error:
+        raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"--config: {path} is not TOML: {error}") from None
 
 
 def _environment(cls: type[MeshSettings], environ: Mapping[str, str]) -> dict[str, Any]:
-    for name in environ:
-        if name.startswith(PREFIX) and "__" in name:
-            group, _, member = name.removeprefix(PREFIX).lower().partition("__")
-            field = cls.model_fields.get(group)
-            kind = field.annotation if field is not None else None
-            if not (isinstance(kind, type) and issubclass(kind, Group) and member in kind.model_fields):
-                raise ConfigError(f"{name}: no setting has this name; 'config check' lists those there are")
+    judged = {name: value for name, value in environ.items() if name.startswith(PREFIX) and "__" in name}
+    for name, value in judged.items():
+        group, _, member = name.removeprefix(PREFIX).lower().partition("__")
+        field = cls.model_fields.get(group)
+        kind = field.annotation if field is not None else None
+        if not (isinstance(kind, type) and issubclass(kind, Group) and member in kind.model_fields):
+            raise ConfigError(f"{name}: no setting has this name; 'config check' lists those there are")
+        if get_origin(kind.model_fields[member].annotation) is tuple and not value.lstrip().startswith("["):
+            raise ConfigError(f'{name}: a list is given as JSON, as in ["one","two"]')
     source = EnvSettingsSource(cls, env_prefix=PREFIX, env_nested_delimiter="__")
-    source.env_vars = {k.lower(): v for k, v in environ.items()}
+    source.env_vars = {k.lower(): v for k, v in judged.items()}
     try:
         return dict(source())
     except ValueError as error:
@@ -205,14 +223,20 @@ def _nest(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
     lines = []
     for item in error.errors(include_url=False, include_input=False):
-        name = ".".join(str(part) for part in item["loc"])
-        lines.append(f"{name}: {item['msg']} (from {sources.get(name, 'defaults')})")
+        group, *rest = (str(part) for part in item["loc"])
+        setting = ".".join([group, *rest[:1]])
+        source = next(
+            (s for name, s in sources.items() if name == setting or name.startswith(f"{setting}.")), "defaults"
+        )
+        what = "no setting has this name" if item["type"] == "extra_forbidden" else item["msg"]
+        lines.append(f"{'.'.join([group, *rest])}: {what} (from {source})")
     return "; ".join(lines)
 
 
 def effective(loaded: Loaded) -> list[dict[str, Any]]:
     """Every setting with its value and source, secrets masked: what ``config check`` prints."""
     dumped = loaded.settings.model_dump(mode="json")
+    dumped["nats"]["url"] = _CREDENTIALS.sub("//**********@", dumped["nats"]["url"])
     return [
         {"name": f"{group}.{name}", "value": value, "source": loaded.sources.get(f"{group}.{name}", "default")}
         for group, members in dumped.items()

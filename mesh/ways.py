@@ -107,7 +107,7 @@ class NodeWays:
                 target = Target(node, view.report.site, route, door.address, door.token)
                 yield Way(self._candidate(view, load, route, "http", door.link), target, self._http, door)
             elif self._bus_reaches(view, nbytes):
-                link = self._bus_links.setdefault(node, Link.bus())
+                link = self._bus_links.get(node) or self._new_bus_link(node)
                 target = Target(node, view.report.site, route)
                 yield Way(self._candidate(view, load, route, "bus", link), target, self._bus_hop)
 
@@ -140,6 +140,13 @@ class NodeWays:
             and nbytes + BUS_MARGIN <= bus.max_payload
             and self._view.watcher.on_bus(view.node)
         )
+
+    def _new_bus_link(self, node: str) -> Link:
+        """Links of nodes that the view has forgotten go, for names of nodes that come and go are without number."""
+        known = self._view.watcher.membership
+        self._bus_links = {name: link for name, link in self._bus_links.items() if known.get(name) is not None}
+        link = self._bus_links[node] = Link.bus()
+        return link
 
     def _candidate(self, view: NodeView, load: ModelLoad, route: Route, path: Path, link: Link) -> Candidate:
         own_ms = self._dispatches.since(view.node, view.heard_at - link.rtt_ms / 1e3)

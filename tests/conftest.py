@@ -129,8 +129,11 @@ _BEFORE = pytest.StashKey[_Started]()
 
 
 def _running() -> _Started:
-    """Threads that keep the process alive, and child processes, adopted ones included."""
-    threads = frozenset(thread for thread in threading.enumerate() if not thread.daemon)
+    """Threads that keep the process alive, and child processes, adopted ones included.
+
+    Threads of a loop's default executor end with their loop, which may be a module's.
+    """
+    threads = frozenset(t for t in threading.enumerate() if not t.daemon and not t.name.startswith("asyncio_"))
     return threads, frozenset(psutil.Process().children())
 
 

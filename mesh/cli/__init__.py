@@ -9,14 +9,13 @@ from __future__ import annotations
 import typer
 
 from mesh.cli import demo, doctor, fleet, infer, up
-from mesh.command import Config, Json, check_config
+from mesh.command import Config, Json, Version, check_config
 from mesh.settings import MeshSettings
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Look at a mesh, ask it, or start one on this box.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 app.add_typer(config_app, name="config")
@@ -27,6 +26,11 @@ app.command("nodes")(fleet.nodes)
 app.command("models")(fleet.models)
 app.command("infer")(infer.infer)
 app.command("doctor")(doctor.doctor)
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """Look at a mesh, ask it, or start one on this box."""
 
 
 @config_app.command("check")

@@ -81,11 +81,11 @@ def nats_server() -> Finding:
     except ConfigError as error:
         return Finding("nats-server", "warning", "not found", f"only for 'mesh up' and the demo: {error.text}")
     ran = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=PROBE_S, check=False)  # noqa: S603
-    return Finding("nats-server", "ok", ran.stdout.strip())
+    return Finding("nats-server", "ok", ran.stdout.strip().removeprefix("nats-server: "))
 
 
 def state_dir() -> Finding:
-    folder = default_state_dir(os.environ)
+    folder = Path(os.environ.get("MESH_NODE__STATE_DIR") or default_state_dir(os.environ))
     there = folder if folder.exists() else next((p for p in folder.parents if p.exists()), Path("/"))
     if os.access(there, os.W_OK | os.X_OK):
         return Finding("state", "ok", str(folder))
@@ -134,11 +134,11 @@ def door(url: str) -> Finding:
         document = get(url, "/mesh/v1/nodes")
     except MeshError as error:
         named = bool(url or os.environ.get("MESH_URL"))
-        return Finding("door", "failed" if named else "warning", error.text, f"is an agent running at {asked}?")
+        return Finding("door", "failed" if named else "warning", error.text)
     rows = document["nodes"]
     bad = [f"{m['name']} on {n['node']}: {m['reason']}" for n in rows for m in n["models"] if m["reason"]]
     departed = [n["node"] for n in rows if n["state"] in ("lost", "suspect")]
-    found = f"{asked} sees {len(rows)} nodes"
+    found = f"{asked} sees {len(rows)} {'node' if len(rows) == 1 else 'nodes'}"
     if bad or departed:
         return Finding("door", "warning", found, "; ".join([*bad, *(f"node {n} does not answer" for n in departed)]))
     return Finding("door", "ok", found)

@@ -11,11 +11,12 @@ import typer
 from mesh.client import door_address
 from mesh.command import run
 from mesh.deadline import Deadline
-from mesh.errors import ProtocolError
+from mesh.errors import NodeUnreachable, ProtocolError
 from mesh.hop_http import HttpClient
 
 DEFAULT = "http://127.0.0.1:8000"
 TIMEOUT_MS = 5_000.0
+HINT = "is an agent or a router running there? --url or MESH_URL names another door"
 
 Url = Annotated[str, typer.Option("--url", help="Door to ask; default MESH_URL, else this box's 127.0.0.1:8000")]
 
@@ -31,7 +32,10 @@ def get(url: str, path: str) -> Any:
 
 async def _get(address: str, path: str) -> Any:
     async with HttpClient("mesh-cli") as http:
-        body = await http.get_json(address, path, Deadline.after_ms(TIMEOUT_MS))
+        try:
+            body = await http.get_json(address, path, Deadline.after_ms(TIMEOUT_MS))
+        except NodeUnreachable as error:
+            raise NodeUnreachable(f"{error.text}; {HINT}") from None
     try:
         return msgspec.json.decode(body)
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""A file on disk as the input of a model: .npy as it is, an image as pixels, anything else as bytes.
+"""What stands on the command line as the input of a model: JSON, or a file: .npy, an image as pixels, else bytes.
 
 What an image becomes follows from the declared shape: RGB scaled to 0..1 for float inputs, resized to the declared
 height and width or, where those are free, to multiples of 32. Not here: any model's own preprocessing.
@@ -47,12 +47,36 @@ def tensor_from_file(spec: TensorSpec, path: Path) -> Tensor:
     raise InvalidRequest(f"--input {spec.name}: {path} is no .npy file, which a {spec.datatype} input needs")
 
 
+def tensor_from_json(spec: TensorSpec, value: Any) -> Tensor:
+    """Raises ``InvalidRequest`` for what is not of the declared datatype; nothing is cut or wrapped to make it fit."""
+    if spec.datatype == "BYTES":
+        return Tensor.from_numpy(spec.name, np.array(value, dtype=object), "BYTES")
+    dtype = _dtype(spec)
+    wrong = InvalidRequest(f"--input {spec.name}: the JSON is no {spec.datatype} array")
+    try:
+        given = np.array(value)
+    except ValueError:  # rows of different lengths
+        raise wrong from None
+    if given.dtype.kind not in "biuf":
+        raise wrong
+    with np.errstate(all="ignore"):  # what does not fit is found by comparing
+        array = given.astype(dtype)
+        if dtype.kind != "f" and not np.array_equal(array, given):
+            raise wrong
+    return Tensor.from_numpy(spec.name, array, spec.datatype)
+
+
+def _dtype(spec: TensorSpec) -> np.dtype[Any]:
+    """Numpy's type for values of the input; BF16 has none of its own and is made from ``float32``."""
+    return DATATYPES["FP32" if spec.datatype == "BF16" else spec.datatype].dtype
+
+
 def _npy(spec: TensorSpec, path: Path, data: bytes) -> Tensor:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError, MemoryError) as error:
         raise InvalidRequest(f"--input {spec.name}: {path} cannot be read: {error}") from None
-    if spec.datatype not in ("BYTES", "BF16") and array.dtype != DATATYPES[spec.datatype].dtype:
+    if spec.datatype not in ("BYTES", "BF16") and array.dtype.newbyteorder("<") != DATATYPES[spec.datatype].dtype:
         raise InvalidRequest(f"--input {spec.name}: {path} holds {array.dtype}, the model takes {spec.datatype}")
     return Tensor.from_numpy(spec.name, array, spec.datatype)
 
@@ -82,7 +106,7 @@ def _image(spec: TensorSpec, path: Path, data: bytes) -> Tensor:
         raise InvalidRequest(f"--input {spec.name}: {path} is no image that can be read") from None
     pixels = pixels.reshape(size[1], size[0], channels)
     pixels = pixels.transpose(2, 0, 1) if channels_first else pixels
-    dtype = DATATYPES[spec.datatype].dtype
+    dtype = _dtype(spec)
     scaled = pixels.astype(dtype) / dtype.type(255) if dtype.kind == "f" else pixels.astype(dtype)
     return Tensor.from_numpy(spec.name, np.ascontiguousarray(scaled[None]), spec.datatype)
 

@@ -11,13 +11,12 @@ import typer
 from rich.table import Table
 
 from mesh.cli.door import Url, url_or_default
-from mesh.cli.files import is_file, tensor_from_file
+from mesh.cli.files import is_file, tensor_from_file, tensor_from_json
 from mesh.client import Client, Result
 from mesh.command import Json, console, fail, print_json, run
 from mesh.errors import InvalidRequest
-from mesh.oip.datatypes import DATATYPES
 from mesh.oip.tensor import Tensor
-from mesh.values import ModelMetadata, TensorSpec
+from mesh.values import ModelMetadata
 
 SHOWN = 8
 
@@ -61,7 +60,7 @@ def _input(text: str, metadata: ModelMetadata) -> Tensor:
     if is_file(value):
         return tensor_from_file(specs[name], Path(value))
     try:
-        return _from_json(specs[name], msgspec.json.decode(value))
+        return tensor_from_json(specs[name], msgspec.json.decode(value))
     except msgspec.DecodeError:
         raise InvalidRequest(f"--input {name}: {value!r} is neither a file nor JSON") from None
 
@@ -71,17 +70,6 @@ def _only_input(text: str, metadata: ModelMetadata) -> Tensor:
         known = ", ".join(spec.name for spec in metadata.inputs)
         raise InvalidRequest(f"--input {text}: say which input it is, NAME={text}; the model's inputs are {known}")
     return tensor_from_file(metadata.inputs[0], Path(text))
-
-
-def _from_json(spec: TensorSpec, value: Any) -> Tensor:
-    if spec.datatype == "BYTES":
-        array = np.array(value, dtype=object)
-        return Tensor.from_numpy(spec.name, array, "BYTES")
-    try:
-        array = np.array(value, dtype=DATATYPES[spec.datatype].dtype)
-    except (ValueError, TypeError, OverflowError):
-        raise InvalidRequest(f"--input {spec.name}: the JSON is no {spec.datatype} array") from None
-    return Tensor.from_numpy(spec.name, array, spec.datatype)
 
 
 def _document(result: Result) -> dict[str, Any]:

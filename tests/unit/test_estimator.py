@@ -165,7 +165,7 @@ def test_more_of_anything_never_predicts_an_earlier_answer(
     ask = Ask(1000.0, nbytes, reply)
 
     def total(**fields: object) -> float:
-        return estimate(structs.replace(node, **fields), ask, age, 1.0).total_ms  # type: ignore[arg-type]
+        return estimate(structs.replace(node, **fields), ask, age, 1.0).total_ms
 
     base = total()
     assert base >= own + service + rtt

@@ -18,8 +18,9 @@ from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, InstanceLost, MeshError, ModelNotReady
 from tests import onnx_models
 from tests.contract.tensors import ENDLESS, int64, pair
+from tests.instances import Loaded
+from tests.integration.doors import repository
 from tests.nats import soon
-from tests.repository import Loaded, repository
 
 ZERO = int64("N", 0)
 FOREVER = int64("N", ENDLESS)

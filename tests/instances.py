@@ -1,13 +1,10 @@
-"""Model repositories on disk and the instances they become, for tests of the agent's parts.
-
-Not here: the models themselves (``onnx_models``).
-"""
+"""The instances that a model repository becomes, for tests of the agent's parts. Not here: whole agents (``doors``)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,8 @@ from edge.instances import Instance, Instances
 from edge.repository import scan
 from edge.settings import ModelsSettings
 from hardware.runtime import Runtime
-from tests import onnx_models
 from tests.fakes import until
 from tests.nats import soon
-
-
-def repository(folder: Path, models: Mapping[str, bytes], toml: Mapping[str, str] | None = None) -> Path:
-    """Write each model as version 1, with its ``model.toml`` if one is given."""
-    for name, model in models.items():
-        onnx_models.save(model, folder / name / "1" / "model.onnx")
-    for name, text in (toml or {}).items():
-        (folder / name / "model.toml").write_text(text)
-    return folder
 
 
 class Loaded:

@@ -1,0 +1,70 @@
+"""The examples of the documentation, run as a reader would, against a mesh of real processes and a real model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mesh.cluster import Child, Cluster
+from tests.nats import soon
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.models
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "magika").symlink_to(ROOT / "models" / "magika")
+    environ = {"MESH_MODELS__ISOLATION": "none", "MESH_MODELS__THREADS": "1", "MESH_DISCOVERY__ENABLED": "false"}
+    async with Cluster(tmp_path / "run", agents=environ) as running:
+        router, agent = await running.router(), await running.agent("agent-1", models)
+        await asyncio.gather(*(child.until_ready() for child in (router, agent)))
+        await running.settled(router, [agent.name])
+        yield running
+
+
+async def run(example: str, environ: dict[str, str], *arguments: object) -> tuple[int, str, str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "NATS_"))}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(ROOT / "docs" / "examples" / example), *map(str, arguments)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=plain | environ,
+    )
+    out, err = await soon(process.communicate())
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+def door(cluster: Cluster, name: str) -> Child:
+    return next(child for child in cluster.children if child.name == name)
+
+
+async def test_the_examples_tell_what_kind_of_file_it_is(cluster: Cluster, tmp_path: Path) -> None:
+    table = tmp_path / "file"
+    table.write_text(json.dumps([{"id": n, "name": f"box {n}", "ready": n % 2 == 0} for n in range(40)], indent=1))
+    asked = ((Path(__file__), "python"), (table, "json"))
+    for name, route in (("agent-1", "local"), ("router", "peer")):
+        for path, kind in asked:
+            url = {"MESH_URL": door(cluster, name).url}
+            assert await run("infer.py", url, path) == (0, f"{kind}, says agent-1 ({route})\n", "")
+    bus = {"NATS_URL": cluster.bus.url, "NATS_TOKEN": cluster.bus.token}
+    for path, kind in asked:
+        assert await run("nats_infer.py", bus, path) == (0, f"{kind}\n", "")
+
+
+async def test_an_example_says_when_it_is_refused(cluster: Cluster) -> None:
+    await door(cluster, "agent-1").stop()
+    code, out, err = await run(
+        "nats_infer.py", {"NATS_URL": cluster.bus.url, "NATS_TOKEN": cluster.bus.token}, __file__
+    )
+    assert (code, out) == (1, "")
+    assert err.startswith("refused: ")

@@ -1,0 +1,75 @@
+"""The inference that makes an instance READY: inputs it makes up, inputs it is told, and what it refuses to try."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+from edge.model_config import ModelConfig, WarmupInput
+from edge.warmup import warm_up
+from hardware.errors import ModelRefused, RunFailed
+from hardware.inline_runtime import InlineRuntime
+from tests import onnx_models
+from tests.contract.tensors import load
+
+
+@pytest.fixture
+async def runtime() -> AsyncIterator[InlineRuntime]:
+    async with InlineRuntime() as runtime:
+        yield runtime
+
+
+def told(name: str, *shape: int, value: float | str = 0.0) -> ModelConfig:
+    return ModelConfig(warmup={name: WarmupInput(shape=shape, value=value)})
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        onnx_models.simple(),
+        onnx_models.free_dims(),
+        onnx_models.scalar(),
+        onnx_models.loop(),
+        onnx_models.pool(),
+        *(onnx_models.identity(datatype, (-1, 3)) for datatype in onnx_models.OIP_TO_ONNX),
+    ],
+)
+async def test_a_model_is_warmed_up_with_what_it_declares(runtime: InlineRuntime, tmp_path: Path, model: bytes) -> None:
+    loaded = await load(runtime, tmp_path, model)
+    assert await warm_up(runtime, "m", loaded, ModelConfig()) > 0
+
+
+async def test_free_sizes_are_tried_until_one_runs(runtime: InlineRuntime, tmp_path: Path) -> None:
+    node = helper.make_node("MatMul", ["X", "W"], ["Y"])
+    weight = numpy_helper.from_array(np.ones((224, 2), dtype="f4"), "W")
+    value = onnx_models.value
+    model = onnx_models.build([node], [value("X", "FP32", [-1, -1])], [value("Y", "FP32", [-1, 2])], weights=[weight])
+    loaded = await load(runtime, tmp_path, model)
+    assert await warm_up(runtime, "m", loaded, ModelConfig()) > 0
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7, 2.0, -1])
+async def test_a_declared_input_is_taken(runtime: InlineRuntime, tmp_path: Path, value: float) -> None:
+    loaded = await load(runtime, tmp_path, onnx_models.identity("FP32"))
+    assert await warm_up(runtime, "m", loaded, told("INPUT", 5, value=value)) > 0
+
+
+async def test_a_text_is_for_bytes_only(runtime: InlineRuntime, tmp_path: Path) -> None:
+    texts = await load(runtime, tmp_path, onnx_models.identity("BYTES"), key="texts")
+    assert await warm_up(runtime, "texts", texts, told("INPUT", 2, value="warm")) > 0
+    numbers = await load(runtime, tmp_path, onnx_models.identity("FP32"), key="numbers")
+    with pytest.raises(ModelRefused, match="text"):
+        await warm_up(runtime, "numbers", numbers, told("INPUT", 2, value="warm"))
+
+
+async def test_what_fails_says_what_to_declare(runtime: InlineRuntime, tmp_path: Path) -> None:
+    loaded = await load(runtime, tmp_path, onnx_models.simple())
+    for config in (told("INPUT0", 1, 15), told("INPUT0", 16), told("INPUT0", 10**6, 10**6)):
+        with pytest.raises(RunFailed, match=r"declare \[warmup\] in model.toml"):
+            await warm_up(runtime, "m", loaded, config)
+    with pytest.raises(ModelRefused, match="'NOPE', which is not an input"):
+        await warm_up(runtime, "m", loaded, told("NOPE", 1))
