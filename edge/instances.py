@@ -25,7 +25,7 @@ from hardware.errors import HardwareError, WorkerDied
 from hardware.inline_runtime import InlineRuntime
 from hardware.runtime import Runtime
 from hardware.worker_runtime import WorkerRuntime
-from mesh.lifecycle import Tasks
+from mesh.lifecycle import Tasks, within
 from mesh.messages import ModelLoad
 from mesh.values import InstanceState, ModelIdentity
 
@@ -146,7 +146,7 @@ class Host:
             instance.loaded = await runtime.load(instance.served.key, os.fspath(instance.stored.path), options)
             self._set(instance, "WARMING")
             warming = warm_up(runtime, instance.served.key, instance.loaded, config)
-            instance.served.service_ms = await asyncio.wait_for(warming, settings.warmup_s)
+            instance.served.service_ms = await within(settings.warmup_s, warming)
         except WorkerDied:
             return False  # the host's loop sees the death itself
         except asyncio.TimeoutError:

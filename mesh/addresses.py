@@ -19,6 +19,7 @@ from pathlib import Path
 import ifaddr
 
 from mesh.errors import ConfigError
+from mesh.lifecycle import within
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class AddressWatch:
             return set()
         try:
             receiving = asyncio.get_running_loop().sock_recv(self._socket, 1 << 16)
-            return removed_addresses(await asyncio.wait_for(receiving, POLL_S))
+            return removed_addresses(await within(POLL_S, receiving))
         except asyncio.TimeoutError:
             return set()
         except OSError:  # ENOBUFS: more news than fitted, any address may have gone

@@ -29,6 +29,7 @@ from mesh.errors import ConfigError, MeshError, NodeLost, NoReadyInstance
 from mesh.estimator import Dispatches
 from mesh.hop import Context
 from mesh.hop_http import HttpClient, model_path
+from mesh.lifecycle import within
 from mesh.neighbours import Neighbours
 from mesh.oip.documents import decode_model_metadata
 from mesh.oip.request import InferRequest, RequestedOutput
@@ -99,7 +100,7 @@ class Client:
                 )
                 await stack.enter_async_context(discovery)
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._found.wait(), DISCOVERY_S)
+                    await within(DISCOVERY_S, self._found.wait())
             await self._neighbours.settled(SETTLE_S)
             self._stack = stack.pop_all()
         self._open = True

@@ -22,6 +22,7 @@ from mesh.child import tied
 from mesh.deadline import Deadline
 from mesh.errors import Unavailable
 from mesh.hop_http import HttpClient
+from mesh.lifecycle import within
 from mesh.nats_server import NatsServer
 
 READY = "ready http://"
@@ -57,7 +58,7 @@ class Child:
         stdout = self._process.stdout
         assert stdout is not None  # noqa: S101 - started with a pipe
         try:
-            while line := await asyncio.wait_for(stdout.readline(), timeout_s):
+            while line := await within(timeout_s, stdout.readline()):
                 text = line.decode(errors="replace").strip()
                 if text.startswith(READY):
                     self.address = text.removeprefix(READY)
@@ -84,7 +85,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
         try:
-            await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
+            await within(STOP_GRACE_S, self._process.wait())
         except asyncio.TimeoutError:
             self._process.kill()
             await self._process.wait()

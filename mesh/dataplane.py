@@ -19,6 +19,7 @@ from mesh.deadline import MAX_MS, Deadline
 from mesh.errors import Draining, Internal, InvalidRequest
 from mesh.heartbeat import Reporter
 from mesh.hop import Context, Reply
+from mesh.lifecycle import within
 from mesh.messages import Report
 from mesh.oip.request import InferRequest, decode_request
 from mesh.oip.wire import Limits, quoted
@@ -143,7 +144,7 @@ class Dataplane:
     async def idle(self, timeout_s: float) -> int:
         """Wait until no request is in flight; how many still are after ``timeout_s`` seconds."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._until_idle(), timeout_s)
+            await within(timeout_s, self._until_idle())
         return self._in_flight
 
     async def _until_idle(self) -> None:

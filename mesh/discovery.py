@@ -20,7 +20,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from mesh.addresses import AddressWatch, default_interfaces
 from mesh.announcement import Announcement, Found, ips_of, is_id, read, txt_of
-from mesh.lifecycle import Tasks
+from mesh.lifecycle import Tasks, within
 
 __all__ = ["Announcement", "Discovery", "Found", "browse"]
 
@@ -81,7 +81,7 @@ class Discovery:
                     if retry_s == RETRY_S:
                         log.warning("multicast DNS does not work, only seeds and the bus find neighbours: %s", error)
                     with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(self._moved(watch), retry_s)
+                        await within(retry_s, self._moved(watch))
                     retry_s = min(2 * retry_s, RETRY_MAX_S)
                 session.forget()
 
@@ -122,7 +122,7 @@ async def browse(
 
     async with Discovery(announce=None, on_found=on_found, on_gone=on_gone, interfaces=interfaces):
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(enough(), timeout_s)
+            await within(timeout_s, enough())
         return list(found.values())
 
 
@@ -156,7 +156,7 @@ class _Session:
                 yield
         finally:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(mdns.async_close(), CLOSE_S)
+                await within(CLOSE_S, mdns.async_close())
 
     def forget(self) -> None:
         for label in list(self._found):

@@ -18,7 +18,7 @@ import msgspec
 from mesh import subjects
 from mesh.bus import Bus
 from mesh.errors import BusUnavailable
-from mesh.lifecycle import Tasks
+from mesh.lifecycle import Tasks, within
 from mesh.messages import Gauges, Load, ModelLoad, Report, encode_report
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Heartbeat:
         self._reporter.state = "left"
         await self._publish()
         with contextlib.suppress(BusUnavailable, asyncio.TimeoutError):  # a bus that hangs must not hold up the drain
-            await asyncio.wait_for(self._bus.flush(), GOODBYE_S)
+            await within(GOODBYE_S, self._bus.flush())
 
     async def _beat(self) -> None:
         while True:
@@ -113,7 +113,7 @@ class Heartbeat:
             await self._publish()
             pause_s = PERIOD_S * random.uniform(1 - JITTER, 1 + JITTER)
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), pause_s)
+                await within(pause_s, self._changed.wait())
                 await asyncio.sleep(max(MIN_PERIOD_S - (time.monotonic() - sent), 0))
 
     async def _publish(self) -> None:

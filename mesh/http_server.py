@@ -15,7 +15,7 @@ from mesh.addresses import join, parse
 from mesh.errors import ConfigError, MeshError
 from mesh.http_connection import Answer, App, HttpConnection
 from mesh.http_door import refusal
-from mesh.lifecycle import Tasks
+from mesh.lifecycle import Tasks, within
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75.0
@@ -92,7 +92,7 @@ class HttpServer:
                 await self._moved.wait()
 
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(until_done(), timeout_s)
+            await within(timeout_s, until_done())
 
     async def _sweep(self) -> None:
         while True:

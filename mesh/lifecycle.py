@@ -12,10 +12,14 @@ import ctypes
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ECHO_S = 0.5
 MMAP_BYTES = 32 << 20  # the most that glibc takes
@@ -59,6 +63,17 @@ class Tasks:
         log.error("%s ended with an error", task.get_name(), exc_info=error)
         if self._on_failure is not None:
             self._on_failure(error)
+
+
+async def within(seconds: float | None, work: Awaitable[T]) -> T:
+    """``asyncio.wait_for`` without its flaw before Python 3.12: that one can swallow a cancellation that arrives just
+    as the work is done, and a loop built on it then never ends (python/cpython#86296).
+
+    Raises ``asyncio.TimeoutError``; None waits for ever.
+    """
+    with anyio.move_on_after(seconds):
+        return await work
+    raise asyncio.TimeoutError
 
 
 def keep_large_buffers() -> None:

@@ -26,7 +26,7 @@ from mesh.bus_core import (
     flat,
 )
 from mesh.errors import BusUnavailable, DeadlineExceeded
-from mesh.lifecycle import Tasks
+from mesh.lifecycle import Tasks, within
 
 Deliver = Callable[[BusMessage], None]
 
@@ -135,7 +135,7 @@ class MemoryBus:
     async def wait_connected(self, timeout_s: float) -> None:
         """Raises :class:`BusUnavailable` if there is no connection after ``timeout_s`` seconds."""
         try:
-            await asyncio.wait_for(self._state.wait_connected(), timeout_s)
+            await within(timeout_s, self._state.wait_connected())
         except asyncio.TimeoutError:
             raise BusUnavailable(f"the bus is not connected after {timeout_s:g} s") from None
 

@@ -30,7 +30,7 @@ from mesh.bus_core import (
     flat,
 )
 from mesh.errors import BusUnavailable, ConfigError, DeadlineExceeded, MeshError
-from mesh.lifecycle import Tasks
+from mesh.lifecycle import Tasks, within
 from mesh.nats_connection import Connection, NatsOptions, check_url
 
 __all__ = ["NatsBus", "NatsOptions"]
@@ -128,7 +128,7 @@ class NatsBus:
     async def wait_connected(self, timeout_s: float) -> None:
         """Raises :class:`BusUnavailable` with the reason if there is no connection after ``timeout_s`` seconds."""
         try:
-            await asyncio.wait_for(self._state.wait_connected(), timeout_s)
+            await within(timeout_s, self._state.wait_connected())
         except asyncio.TimeoutError:
             raise BusUnavailable(f"the bus is not connected after {timeout_s:g} s: {self._trouble}") from None
 
@@ -239,7 +239,7 @@ class NatsBus:
         connection = Connection(self._options, url, self._inbox)
         try:
             await connection.open()
-            await asyncio.wait_for(self._make_subscriptions(connection), self._options.connect_timeout_s)
+            await within(self._options.connect_timeout_s, self._make_subscriptions(connection))
             self._take(connection)
             return connection
         except (ConfigError, BusUnavailable) as error:
@@ -290,6 +290,6 @@ class NatsBus:
 
 async def _within(seconds: float, work: Awaitable[object], failing: str) -> None:
     try:
-        await asyncio.wait_for(work, seconds)
+        await within(seconds, work)
     except asyncio.TimeoutError:
         log.warning("leaving the bus: %s after %g s", failing, seconds)

@@ -29,6 +29,7 @@ from nats.aio.subscription import Subscription
 from mesh.bus import BusMessage
 from mesh.bus_core import HANDLER_LIMIT, Requests
 from mesh.errors import BusUnavailable, ConfigError, Unavailable
+from mesh.lifecycle import within
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class Connection(Client):
                 if not self.lost.done():
                     await self._send_unsubscribe(subscription._id)
                     with contextlib.suppress(BusUnavailable, asyncio.TimeoutError):
-                        await asyncio.wait_for(self._taken(subscription), UNSUBSCRIBE_S)
+                        await within(UNSUBSCRIBE_S, self._taken(subscription))
                 await subscription.unsubscribe()
 
         return end
@@ -202,7 +203,7 @@ class Connection(Client):
         if self._flush_queue is None:
             return  # never dialled
         try:
-            await asyncio.wait_for(self.close(), timeout_s)
+            await within(timeout_s, self.close())
         except asyncio.TimeoutError:
             log.warning("%s: the connection did not close within %g s", self.place, timeout_s)
 

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from mesh.child import tied
 from mesh.errors import BusUnavailable, ConfigError
+from mesh.lifecycle import within
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class NatsServer:
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
             )
         try:
-            return await asyncio.wait_for(self._until_up(self._process, port), self._start_timeout_s)
+            return await within(self._start_timeout_s, self._until_up(self._process, port))
         except asyncio.TimeoutError:
             await self.kill()
             raise BusUnavailable(f"nats-server did not come up within {self._start_timeout_s:g} s") from None
@@ -182,7 +183,7 @@ class NatsServer:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
             try:
-                await asyncio.wait_for(process.wait(), grace_s)
+                await within(grace_s, process.wait())
             except asyncio.TimeoutError:
                 log.warning("nats-server did not leave within %g s, ending it", grace_s)
                 process.kill()

@@ -21,7 +21,7 @@ from typing import Protocol
 from mesh.addresses import host_token, is_loopback
 from mesh.errors import MeshError, NodeUnreachable
 from mesh.estimator import Link
-from mesh.lifecycle import Tasks
+from mesh.lifecycle import Tasks, within
 from mesh.membership import NodeView
 from mesh.messages import Report
 from mesh.trust import Trust
@@ -137,7 +137,7 @@ class Neighbours:
         """Wait until each door known now was probed once (the SDK's start)."""
         pending = [door for door in self._doors.values() if not door.proven and not door.failures]
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._any_change(pending), timeout_s)
+            await within(timeout_s, self._any_change(pending))
 
     async def _any_change(self, pending: list[Door]) -> None:
         while any(not d.proven and not d.failures for d in pending):  # noqa: ASYNC110 - start-up only, bounded above
@@ -159,7 +159,7 @@ class Neighbours:
                 self._drop(door)
                 return
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(door.wake.wait(), self._pause_s(door))
+                await within(self._pause_s(door), door.wake.wait())
 
     def _vouched(self, door: Door) -> bool:
         """Whether the door may come back: a node that lives still names it, or zeroconf or a seed does."""

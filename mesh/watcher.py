@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from mesh import subjects
 from mesh.bus import Bus, BusMessage, Subscription
 from mesh.errors import ProtocolError
-from mesh.lifecycle import Tasks
+from mesh.lifecycle import Tasks, within
 from mesh.membership import Change, Membership
 from mesh.messages import Load, Report, decode_report
 from mesh.values import ModelIdentity
@@ -121,7 +121,7 @@ class Watcher:
             self._moved.clear()
             at = self.membership.next_expiry()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._moved.wait(), None if at is None else max(at - time.monotonic(), 0.0))
+                await within(None if at is None else max(at - time.monotonic(), 0.0), self._moved.wait())
                 # Many reports move the next expiry only later: look again at most every 50 ms.
                 await asyncio.sleep(0.05)
             for change in self.membership.expire(time.monotonic()):

@@ -41,7 +41,7 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait for what nothing tells of, with the patience of a test."""
 
     async def wait() -> None:
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+        while not condition():
             await asyncio.sleep(0.002)
 
     await soon(wait())

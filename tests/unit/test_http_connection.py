@@ -24,7 +24,7 @@ Asked = tuple[str, str, bytes]
 
 
 async def until(reached: Callable[[], bool]) -> None:
-    while not reached():  # noqa: ASYNC110 - what is waited for are turns of the loop
+    while not reached():
         await asyncio.sleep(0)
 
 

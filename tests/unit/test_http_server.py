@@ -27,7 +27,7 @@ async def big(_: Request) -> Answer:
 
 
 async def gone(server: HttpServer) -> None:
-    while server.connections:  # noqa: ASYNC110 - what is waited for is the server's sweep
+    while server.connections:
         await asyncio.sleep(0.01)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 
 import pytest
 
-from mesh.lifecycle import Tasks, stop_on_signals
+from mesh.lifecycle import Tasks, stop_on_signals, within
 from tests.fakes import until
 from tests.nats import soon
 
@@ -76,3 +77,32 @@ async def test_a_signal_sets_the_event_and_the_handlers_are_given_back(number: s
         os.kill(os.getpid(), number)
         await soon(stop.wait())
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+async def test_a_cancellation_that_meets_the_end_of_the_work_is_not_lost() -> None:
+    """``asyncio.wait_for`` swallows it before Python 3.12: a loop built on that went on for ever."""
+    for steps in range(6):
+        event = asyncio.Event()
+
+        async def loop(event: asyncio.Event = event) -> None:
+            while True:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await within(60.0, event.wait())
+                event.clear()
+
+        task = asyncio.create_task(loop())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        event.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=60.0)
+        assert done
+
+
+async def test_within_gives_the_result_or_the_timeout() -> None:
+    assert await within(60.0, asyncio.sleep(0, "done")) == "done"
+    assert await within(None, asyncio.sleep(0, "done")) == "done"
+    with pytest.raises(asyncio.TimeoutError):
+        await within(0.01, asyncio.Event().wait())

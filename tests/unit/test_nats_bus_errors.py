@@ -33,7 +33,7 @@ def bus_to(fake: FakeNats, **options: Any) -> NatsBus:
 
 async def until_trouble(bus: NatsBus, text: str) -> None:
     async def poll() -> None:
-        while text not in bus.trouble:  # noqa: ASYNC110 - it is for people, and has no signal
+        while text not in bus.trouble:
             await asyncio.sleep(0.01)
 
     await soon(poll())
