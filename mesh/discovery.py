@@ -156,7 +156,8 @@ class _Session:
                 yield
         finally:
             with contextlib.suppress(asyncio.TimeoutError):
-                await within(CLOSE_S, mdns.async_close())
+                # In a task of its own: zeroconf's close ends half done when a cancelled caller awaits it itself.
+                await asyncio.wait_for(mdns.async_close(), CLOSE_S)
 
     def forget(self) -> None:
         for label in list(self._found):

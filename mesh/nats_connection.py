@@ -130,11 +130,11 @@ class Connection(Client):
                 pending_size=0,  # never hold a publish back inside nats-py, where a lost connection leaves it hanging
                 error_cb=self._on_error,
             )
+            await self.subscribe(f"{self._replies}.*", cb=self._on_reply)
         except ImportError:
             raise ConfigError("nats.creds_file: credentials need the package nkeys; install nats-py[nkeys]") from None
         except (OSError, errors.Error, asyncio.TimeoutError, ValueError) as error:
             raise self._explained(self._trouble or error) from error
-        await self.subscribe(f"{self._replies}.*", cb=self._on_reply)
 
     async def listen(self, pattern: str, queue: str, take: Take) -> Callable[[], Awaitable[None]]:
         """Subscribe; returns what ends it. Messages that wait for ``take`` are kept up to 128 MiB, then dropped."""
@@ -142,7 +142,10 @@ class Connection(Client):
         async def on_message(msg: Msg) -> None:
             await take(BusMessage(msg.subject, msg.data, msg.headers or {}, msg.reply))
 
-        subscription = await self.subscribe(pattern, queue=queue, cb=on_message)
+        try:
+            subscription = await self.subscribe(pattern, queue=queue, cb=on_message)
+        except errors.ConnectionClosedError:
+            raise BusUnavailable("the bus was lost while subscribing") from None
 
         async def end() -> None:
             with contextlib.suppress(errors.ConnectionClosedError):  # a lost connection has ended it already

@@ -29,7 +29,7 @@ from mesh.lifecycle import Tasks
 from mesh.messages import Gauges, ModelLoad, Report
 from mesh.nats_bus import NatsBus, NatsOptions
 from mesh.nats_connection import check_url, place
-from mesh.neighbours import Neighbours
+from mesh.neighbours import IDLE_PERIOD_S, Neighbours
 from mesh.node_id import NodeIdentity
 from mesh.oip.wire import Limits
 from mesh.router import Router
@@ -152,17 +152,19 @@ class Node:
 
     async def drain(self) -> None:
         """Lame duck: say goodbye, take nothing new, finish what is in flight, at most for the grace."""
+        grace_s, started = self.settings.http.grace_s, time.monotonic()
         self.dataplane.serving = False
         self.reporter.state = "left"
         if self._heartbeat is not None:
             await self._heartbeat.goodbye()
         if self._bus_door is not None:
             await self._bus_door.leave()
-        left = await self.dataplane.idle(self.settings.http.grace_s)
+        left = await self.dataplane.idle(grace_s)
         if left:
-            log.warning(
-                "%d requests were still in flight when the grace of %g s ended", left, self.settings.http.grace_s
-            )
+            log.warning("%d requests were still in flight when the grace of %g s ended", left, grace_s)
+        if any(not self.watcher.on_bus(door.node) for door in self.neighbours.doors()):
+            # Neighbours without a bus hear of it when they look next, so the door stays open until then.
+            await asyncio.sleep(min(2 * IDLE_PERIOD_S, grace_s) - (time.monotonic() - started))
 
     @property
     def _everywhere(self) -> bool:

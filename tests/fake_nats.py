@@ -25,6 +25,8 @@ class FakeNats:
         """Connections accepted."""
         self.connects: list[dict[str, object]] = []
         """What each CONNECT said."""
+        self.verbs: list[str] = []
+        """Every command in the order in which it came."""
         self.subscribed: list[str] = []
         self.published: list[str] = []
         self._changed = asyncio.Condition()
@@ -35,7 +37,8 @@ class FakeNats:
 
     async def __aenter__(self) -> FakeNats:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.url = f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = f"nats://127.0.0.1:{self.port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -86,7 +89,8 @@ class FakeNats:
                 await writer.wait_closed()
 
     async def _command(self, words: list[str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        match words[0].upper():
+        self.verbs.append(words[0])
+        match words[0]:
             case "CONNECT":
                 self.connects.append(json.loads(" ".join(words[1:])))
                 if self.refuse:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mesh.bus import BusMessage
@@ -111,6 +112,16 @@ async def test_a_denied_publish_fails_the_request_that_made_it_and_no_other(fake
         other.cancel()
 
 
+async def test_a_flush_does_not_overtake_what_was_sent_before(fake: FakeNats) -> None:
+    async with bus_to(fake) as bus:
+        await bus.wait_connected(PATIENCE_S)
+        fake.verbs.clear()
+        await bus.publish("one", b"")
+        await bus.subscribe("two", Heard())
+        await bus.flush()
+        assert fake.verbs == ["PUB", "SUB", "PING"]
+
+
 async def test_a_peer_that_fell_silent_is_given_up(fake: FakeNats) -> None:
     async with bus_to(fake, ping_interval_s=0.05) as bus:
         await bus.wait_connected(PATIENCE_S)
@@ -158,6 +169,7 @@ async def test_leaving_does_not_wait_for_a_dead_peer(fake: FakeNats, monkeypatch
         await soon(leaving)
     with pytest.raises(BusUnavailable):
         await soon(sending)
+    assert not [c for c in psutil.Process().net_connections("tcp") if c.raddr and c.raddr.port == fake.port]
 
 
 async def test_leaving_at_any_moment_of_connecting_ends(fake: FakeNats) -> None:
