@@ -17,7 +17,7 @@ import msgspec
 
 from mesh import subjects
 from mesh.bus import Bus
-from mesh.errors import BusUnavailable
+from mesh.errors import BusUnavailable, PayloadTooLarge
 from mesh.lifecycle import Tasks, within
 from mesh.messages import Gauges, Load, ModelLoad, Report, encode_report
 
@@ -127,3 +127,5 @@ class Heartbeat:
                 await self._bus.publish(subjects.report(site, report.node), payload)
         except BusUnavailable:
             log.debug("a heartbeat was not sent: the bus is gone")
+        except PayloadTooLarge as error:
+            log.error("this node holds more models than one report can name, others do not see it: %s", error.text)
