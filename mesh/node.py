@@ -162,9 +162,14 @@ class Node:
         left = await self.dataplane.idle(grace_s)
         if left:
             log.warning("%d requests were still in flight when the grace of %g s ended", left, grace_s)
-        if any(not self.watcher.on_bus(door.node) for door in self.neighbours.doors()):
+        if any(self._looks(door.node) for door in self.neighbours.doors()):
             # Neighbours without a bus hear of it when they look next, so the door stays open until then.
             await asyncio.sleep(min(2 * IDLE_PERIOD_S, grace_s) - (time.monotonic() - started))
+
+    def _looks(self, node: str) -> bool:
+        """Whether a neighbour is there and learns of us by looking only."""
+        view = self.watcher.membership.get(node)
+        return view is not None and view.state not in ("lost", "left") and not self.watcher.on_bus(node)
 
     @property
     def _everywhere(self) -> bool:

@@ -154,7 +154,7 @@ class Router:
                 return view.local.metadata(identity)
         if context.hops > 0:
             raise ModelNotReady(f"model {identity.name!r} is not loaded on node {view.node}")
-        failed: MeshError = NoReadyInstance(f"no node that holds model {identity.name!r} can be asked now")
+        failed = self._nowhere(identity, "no node that holds it can be asked")
         for way in self._ways.ways(identity, context, 0):
             if way.hop is None:
                 continue

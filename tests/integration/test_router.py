@@ -165,8 +165,10 @@ async def test_a_node_that_leaves_is_not_asked_any_more(mesh: Mesh) -> None:
         await until_served(mesh.router, "add")
 
     async def left() -> bool:
+        """The other one has to be known by then: a router may have heard of the first alone so far."""
         rows = (await mesh.router.get("/mesh/v1/nodes")).json()["nodes"]
-        return {n["node"]: n["state"] for n in rows}.get("edge-1") == "left"
+        states = {n["node"]: n["state"] for n in rows}
+        return (states.get("edge-1"), states.get("edge-2")) == ("left", "ready")
 
     await until(left)
     assert {(await mesh.client.infer("add", {"X": X})).node for _ in range(5)} == {"edge-2"}
