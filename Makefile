@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODELS := models
 PACKAGES := mesh edge cloud hardware
+EXTRAS ?= dev
 
 # Arguments for the command behind a target: make demo ARGS='--seconds 20', make test ARGS='-k router'.
 ARGS ?=
@@ -49,5 +50,5 @@ clean: ## remove what these commands made: environment, models, caches
 $(INSTALLED): pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 
+from edge.control import Control
 from edge.instances import Instances
+from edge.metrics import agent_metrics
 from edge.models import Models
-from edge.repository import scan
+from edge.readings import Readings
 from edge.settings import EdgeSettings
-from hardware.gauges import Gauges as BoxGauges
 from mesh.lifecycle import Tasks
-from mesh.messages import Gauges
 from mesh.node import Holdings, Node
 from mesh.node_id import NodeIdentity
-
-log = logging.getLogger(__name__)
-
-GAUGES_S = 1.0
 
 
 class Agent:
@@ -28,20 +22,19 @@ class Agent:
     def __init__(self, settings: EdgeSettings, identity: NodeIdentity) -> None:
         self._settings = settings
         self._identity = identity
-        self._changed = asyncio.Event()
-        self._gauges = Gauges()
+        self._instances: Instances
+        self._node: Node
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
         """Serve until left, then drain; yields the bound HOST:PORT."""
-        settings = self._settings.models
-        stored = []
-        if settings.dir is not None:
-            stored = await asyncio.to_thread(scan, settings.dir, settings.max_file_bytes)
-            if not stored:
-                log.warning("there is no model in %s: put each at <model>/<version>/model.onnx", settings.dir)
-        self._instances = Instances(stored, settings, self._on_change)
-        self._models = Models(self._instances)
+        models = self._settings.models
+        readings = Readings(lambda: self._instances.completed)
+        self._instances = Instances(
+            models, self._on_change, folder=self._identity.folder, gauges=lambda: readings.gauges
+        )
+        self._models = Models(self._instances, lambda: readings.capacity)
+        control = Control(models, self._instances)
         self._node = Node(
             self._settings,
             self._identity,
@@ -51,22 +44,24 @@ class Agent:
                 models=self._models.reports,
                 coming=self._models.coming,
                 wait_ms=self._models.wait_ms,
-                gauges=lambda: self._gauges,
+                gauges=lambda: readings.gauges,
+                capacity=lambda: readings.capacity,
+                repository=control,
+                metrics=lambda: agent_metrics(self._instances),
             ),
         )
-        async with Tasks("agent") as tasks, self._instances.running(), self._node.running() as address:
-            tasks.start(self._read_gauges(), "gauges")
-            self._on_change()
-            try:
-                yield address
-            finally:
-                self._models.draining = True
-                await self._node.drain()
+        async with Tasks("agent") as tasks, self._instances.running():
+            tasks.start(readings.run(), "readings")
+            async with control.running(), self._node.running() as address:
+                self._on_change()
+                try:
+                    yield address
+                finally:
+                    self._models.draining = True
+                    await self._node.drain()
 
     async def until_ready(self) -> None:
-        while self._models.coming():
-            self._changed.clear()
-            await self._changed.wait()
+        await self._instances.changed.until(lambda: not self._models.coming())
 
     def failed(self) -> list[str]:
         """Models that cannot be served, and why."""
@@ -75,19 +70,4 @@ class Agent:
         ]
 
     def _on_change(self) -> None:
-        self._changed.set()
         self._node.changed()
-
-    async def _read_gauges(self) -> None:
-        """Sensors are files, some of them slow: read off the loop, reported as last seen."""
-        box, failing = BoxGauges(), False
-        while True:
-            try:
-                r = await asyncio.to_thread(box.read)
-                self._gauges = Gauges(r.cpu_percent, r.memory_used_bytes, r.memory_total_bytes, r.temperature_c)
-                failing = False
-            except OSError as error:  # no file left to open, say: the last reading stands until one works again
-                if not failing:
-                    log.warning("the gauges cannot be read: %s", error.strerror)
-                failing = True
-            await asyncio.sleep(GAUGES_S)

@@ -1,270 +1,300 @@
-"""The queue of one device: admits, orders by deadline, hands to runtimes, and learns how long inferences take.
+"""The device: admits requests, batches them, hands runs to runtimes, and learns how long they take.
 
-An item carries its own future and deadline, so that nothing beside it can be left behind. Earliest deadline first
-inside a priority. As many items run as the device has ``concurrency``, plus short ones that keep a worker's pipe
-filled. Not here: what is loaded where (``instances``), batching across requests.
+A request carries its own future and deadline, so that nothing beside it can be left behind: it is answered, fails, or
+expires by its own timer, whatever becomes of its neighbours. As many runs go on as the device has ``concurrency`` and
+the model instances, plus short ones that keep a worker's pipe filled. Not here: what runs next (``batching``,
+``lane``), what a run's end means to its requests (``outcome``), what is loaded where (``instances``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from edge.hardware_errors import translate
+from edge import batch, outcome
+from edge.batching import Cost, Entry, Plan, fill_up, plan
+from edge.forecast import Forecast
+from edge.lane import Lane, Queue, admit
+from edge.served import Item, Run, Served
 from hardware.backend import RawTensor
 from hardware.errors import HardwareError
 from hardware.runtime import Runtime
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, MeshError, ModelNotReady, Overloaded
+from mesh.errors import DeadlineExceeded, ModelNotReady, Overloaded
 
 PIPELINE_MS = 2.0
-"""Work that may be handed over beyond ``concurrency``, so that a worker finds the next item when it ends one."""
+"""Work that may be handed over beyond ``concurrency``, so that a worker finds the next run when it ends one."""
 MAX_PIPELINED = 8
-LEARN = 0.2
-"""Weight of a new sample in the service time."""
+GATHER = 0.5
+"""With this much company of late, a request waits for the end of the loop's turn before it runs."""
+LEARN_COMPANY = 0.2
 
-
-LAST = 1 << 30
-"""Where requests without a priority stand: behind all that have one."""
-
-Run = asyncio.Future[list[RawTensor]]
-
-
-@dataclass(slots=True)
-class Served:
-    """One model on its runtime as the executor sees it: where to run, and what was learned."""
-
-    key: str
-    runtime: Runtime | None = None
-    service_ms: float = 0.0
-    in_flight: int = 0
-    last_done: float = 0.0
-
-    def learn(self, ms: float) -> None:
-        self.service_ms = ms if self.service_ms == 0 else self.service_ms + LEARN * (ms - self.service_ms)
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """One admitted inference."""
-
-    served: Served
-    runtime: Runtime
-    inputs: Sequence[RawTensor]
-    outputs: Sequence[str]
-    deadline: Deadline
-    priority: int
-    order: int
-    expected_ms: float
-    future: Run
-    started: float = 0.0
-    run: Run | None = field(default=None, repr=False)
-    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
-    """Fires at the deadline, then ``hang_s`` later if the run still goes on."""
-
-    def __lt__(self, other: Item) -> bool:
-        return (self.priority, self.deadline.at, self.order) < (other.priority, other.deadline.at, other.order)
+Planner = Callable[[Sequence[Entry], int, Cost], Plan]
 
 
 class Executor:
-    """Belongs to one event loop. ``on_hang`` is told of a runtime that still runs ``hang_s`` after a deadline."""
+    """Belongs to one event loop. ``on_hang`` is told of a run that goes on ``hang_s`` after its last deadline.
+
+    ``planner`` and ``refuse`` are for benchmarks that compare: another rule for the next run, and no early refusal.
+    """
 
     def __init__(
-        self, *, concurrency: int, queue_limit: int, hang_s: float, on_hang: Callable[[Runtime, str], None]
+        self,
+        *,
+        concurrency: int,
+        queue_limit: int,
+        hang_s: float,
+        on_hang: Callable[[Runtime, Served], None],
+        planner: Planner = plan,
+        refuse: bool = True,
     ) -> None:
         self._concurrency = concurrency
         self._queue_limit = queue_limit
         self._hang_s = hang_s
         self._on_hang = on_hang
-        self._queue: list[Item] = []
-        self._queued_ms = 0.0
-        self._running: set[Item] = set()
-        self._running_ms = 0.0
+        self._planner = planner
+        self._refuse = refuse
+        self._queue = Queue()
+        self._runs: set[Run] = set()
+        self.forecast = Forecast(self._queue, self._runs, concurrency)
         self._order = itertools.count()
+        self._arrivals: dict[Served, int] = {}
+        self._turn: asyncio.Handle | None = None
+        self._wake: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @property
     def in_flight(self) -> int:
-        return len(self._running) + len(self._queue)
-
-    def wait_ms(self) -> float:
-        """Predicted wait of a new item: the work admitted before it over the concurrency."""
-        if not self._running:
-            return 0.0
-        now = time.monotonic()
-        rest = sum(max(i.expected_ms - (now - i.started) * 1e3, 0.0) for i in self._running)
-        return (rest + self._queued_ms) / self._concurrency
+        return self._queue.waiting + sum([run.live for run in self._runs])
 
     async def infer(
         self, served: Served, inputs: Sequence[RawTensor], outputs: Sequence[str], deadline: Deadline, priority: int
     ) -> list[RawTensor]:
         """Run in its turn. Raises ``Overloaded``, ``DeadlineExceeded``, or what the runtime says, translated."""
+        if not served.ready:
+            raise _not_loaded(served)
+        now = served.last_used = time.monotonic()
+        if now >= deadline.at:
+            raise DeadlineExceeded("the deadline passed before the request could be run")
+        item = admit(served, inputs, outputs, deadline, priority, now, next(self._order))
         served.in_flight += 1
         try:
-            runtime = served.runtime
-            if runtime is None or not runtime.alive:
-                raise ModelNotReady(f"model {served.key} is not loaded at the moment")
-            deadline.check()
-            expected_ms = served.service_ms
-            run = None
-            if not self._queue and self._may_run(expected_ms):
-                started = time.monotonic()
-                run = runtime.run(served.key, inputs, outputs)
-                if run.done():
-                    return self._done_at_once(served, run, started)
-            return await self._waited_for(
-                Item(
-                    served, runtime, inputs, outputs, deadline, priority or LAST, next(self._order), expected_ms,
-                    asyncio.get_running_loop().create_future(),
-                ),
-                run,
-            )  # fmt: skip
+            if self._gathers(item) or self._queue.waiting or not self._may_run(item):
+                self._enqueue(item)
+            else:
+                run = self._start([item], now)
+                if run.future.done():
+                    self.forecast.learn(run)
+                    return outcome.at_once(run)
+                self._runs_on(run)
+            loop = asyncio.get_running_loop()
+            item.timer = loop.call_at(loop.time() + item.deadline.left_s(), self._expire, item)
+            try:
+                return await item.future
+            finally:
+                item.timer.cancel()
+                self._leave(item)
         finally:
             served.in_flight -= 1
 
-    def _done_at_once(self, served: Served, run: Run, started: float) -> list[RawTensor]:
-        error = run.exception()
-        if error is None:
-            self._learn(served, started)
-            return run.result()
-        raise translate(error) if isinstance(error, HardwareError) else error
-
-    async def _waited_for(self, item: Item, run: Run | None) -> list[RawTensor]:
-        if run is not None:
-            self._running_as(item, run)
-        else:
-            self._enqueue(item)
-        loop = asyncio.get_running_loop()
-        item.timer = loop.call_at(loop.time() + item.deadline.left_s(), self._expire, item)
-        try:
-            return await item.future
-        finally:
-            if item not in self._running:  # else the timer goes on: a run nobody waits for can hang too
-                item.timer.cancel()
-                self._drop_if_queued(item)
-
     def lost(self, runtime: Runtime) -> None:
         """The runtime is gone: what waits for it need not wait any longer."""
-        for item in [i for i in self._queue if i.runtime is runtime and not i.future.done()]:
-            item.future.set_exception(ModelNotReady(f"model {item.served.key} is not loaded at the moment"))
+        for lane in [lane for lane in self._queue.lanes.values() if lane.served.runtime in (runtime, None)]:
+            for item in list(lane):
+                self._give_up(item, _not_loaded(item.served))
 
     def oldest(self, runtime: Runtime) -> Served | None:
-        """Whose run has been in ``runtime`` the longest: a worker runs one at a time, the others wait in its pipe."""
-        running = [i for i in self._running if i.runtime is runtime and not _succeeded(i.run)]
-        return min(running, key=lambda i: i.started).served if running else None
+        """Whose run has been in ``runtime`` the longest: the others may only have waited in its pipe."""
+        running = [run for run in self._runs if run.runtime is runtime and not outcome.succeeded(run.future)]
+        return min(running, key=lambda run: run.started).served if running else None
 
-    def _enqueue(self, item: Item) -> None:
-        if len(self._queue) >= self._queue_limit or not self._in_time(item):
-            wait_s = self.wait_ms() / 1e3
-            raise Overloaded(
-                f"{len(self._queue)} requests are waiting on this node; try again in {wait_s:.1f} s",
-                retry_after_s=wait_s,
-            )
-        heapq.heappush(self._queue, item)
-        self._queued_ms += item.expected_ms
-
-    def _in_time(self, item: Item) -> bool:
-        """Whether a new item would end before its deadline behind those that go first."""
-        spare_ms = item.deadline.left_ms() - item.expected_ms
-        waits_ms = self.wait_ms()
-        if not self._queue or waits_ms <= spare_ms:
-            return True  # what runs now was no better judged: the next in line gets its chance
-        behind_ms = sum(i.expected_ms for i in self._queue if item < i)
-        return waits_ms - behind_ms / self._concurrency <= spare_ms
-
-    def _may_run(self, expected_ms: float) -> bool:
-        running = len(self._running)
-        if running < self._concurrency:
-            return True
-        return expected_ms > 0 and self._running_ms + expected_ms <= PIPELINE_MS and running < MAX_PIPELINED
-
-    def _running_as(self, item: Item, run: Run) -> None:
-        item.started = time.monotonic()
-        item.run = run
-        self._running.add(item)
-        self._running_ms += item.expected_ms
-        run.add_done_callback(lambda _: self._ended(item))
-
-    def _ended(self, item: Item) -> None:
-        self._running.discard(item)
-        self._running_ms = self._running_ms - item.expected_ms if self._running else 0.0
-        if item.timer is not None:
-            item.timer.cancel()
-        assert item.run is not None  # noqa: S101 - set where it is started
-        if _succeeded(item.run):
-            self._learn(item.served, item.started)
-        _pass_on(item.run, item)
-        self._next()
-
-    def _next(self) -> None:
-        while self._queue and self._may_run(self._queue[0].expected_ms):
-            item = heapq.heappop(self._queue)
-            self._queued_ms = self._queued_ms - item.expected_ms if self._queue else 0.0
-            if item.future.done():
-                continue
-            if item.deadline.expired:  # its timer is due in this very turn of the loop
-                self._expire(item)
-            elif self._queue and item.deadline.left_ms() < item.served.service_ms:
-                # Earliest first, an overloaded device would else run only what is about to be late. The last in line
-                # runs in any case: the service time may be learned wrong, and only a run corrects it.
-                item.future.set_exception(DeadlineExceeded("its turn came too late to end before its deadline"))
-            elif item.runtime.alive:
-                self._running_as(item, item.runtime.run(item.served.key, item.inputs, item.outputs))
-            else:
-                item.future.set_exception(ModelNotReady(f"model {item.served.key} is not loaded at the moment"))
-
-    def _learn(self, served: Served, started: float) -> None:
-        """A run that waited in the worker's pipe began when the one before it ended."""
-        now = time.monotonic()
-        began = max(started, served.last_done)
-        served.last_done = now
-        served.learn((now - began) * 1e3)
-
-    def _expire(self, item: Item) -> None:
-        running = item in self._running
-        if not item.future.done():
-            where = "while it ran" if running else "while it waited in the queue"
-            item.future.set_exception(DeadlineExceeded(f"the deadline passed {where}"))
-        if running:
-            item.timer = asyncio.get_running_loop().call_later(self._hang_s, self._hangs, item)
-
-    def _hangs(self, item: Item) -> None:
-        """A run still going on long after its deadline: only the death of its runtime frees the device."""
-        self._on_hang(item.runtime, item.served.key)
-
-    def _drop_if_queued(self, item: Item) -> None:
-        if item.run is None and item in self._queue:
-            self._queue.remove(item)
-            heapq.heapify(self._queue)
-            self._queued_ms = max(self._queued_ms - item.expected_ms, 0.0) if self._queue else 0.0
+    async def swap(self, served: Served, key: str, runtime: Runtime) -> None:
+        """Run ``served`` elsewhere from now on; returns when no run is left where it was."""
+        old = served.runtime, served.key
+        served.runtime, served.key = runtime, key
+        left = [run.future for run in self._runs if run.served is served and (run.runtime, run.key) == old]
+        if left:
+            await asyncio.wait(left)
 
     def close(self) -> None:
-        """Forget the timers; pending runs end with their runtimes."""
-        for item in self._running:
-            if item.timer is not None:
-                item.timer.cancel()
+        """Set no timer any more and forget those that are set; pending runs end with their runtimes."""
+        self._closed = True
+        for handle in (self._turn, self._wake, *(run.hang for run in self._runs)):
+            if handle is not None:
+                handle.cancel()
+
+    def _enqueue(self, item: Item) -> None:
+        waiting = self._queue.waiting
+        if waiting >= self._queue_limit:
+            item.served.tally.queue_full += 1
+            raise self._refusal(f"{waiting} requests are waiting on this node")
+        if self._refuse and self._runs and waiting:  # the next in line gets its chance
+            late_ms = self.forecast.finish_ms(item) - item.deadline.left_ms()
+            if late_ms > 0.0:
+                item.served.tally.late += 1
+                raise self._refusal(f"{waiting} requests are waiting on this node, this one would be late", late_ms)
+        self._queue.add(item)
+        if self._turn is None and self._may_run(item):
+            self._turn = asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _refusal(self, text: str, after_ms: float | None = None) -> Overloaded:
+        wait_s = (self.forecast.wait_ms() if after_ms is None else after_ms) / 1e3
+        return Overloaded(f"{text}; try again in {wait_s:.1f} s", retry_after_s=wait_s)
+
+    def _gathers(self, item: Item) -> bool:
+        """Whether it is worth to wait for the end of this turn of the loop: others usually come along."""
+        served = item.served
+        if served.batching.max_rows == 1 or item.alone:
+            return False
+        if served.batching.delay_ms > 0.0:
+            return True
+        self._arrivals[served] = self._arrivals.get(served, 0) + 1
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().call_soon(self._end_turn)
+        return served.company > GATHER and served.latency.best_rows(item.shapes, served.batching.max_rows) > 1
+
+    def _end_turn(self) -> None:
+        self._turn = None
+        for served, count in self._arrivals.items():
+            served.company += LEARN_COMPANY * (count - 1 - served.company)
+        self._arrivals.clear()
+        self._dispatch()
+
+    def _expire(self, item: Item) -> None:
+        if not item.future.done():
+            item.served.tally.expired(queued=item.run is None)
+        where = "while it waited in the queue" if item.run is None else "while it ran"
+        self._give_up(item, DeadlineExceeded(f"the deadline passed {where}"))
+
+    def _give_up(self, item: Item, error: Exception) -> None:
+        if item.lane is not None:
+            self._queue.take(item)
+        if not item.future.done():
+            item.future.set_exception(error)
+
+    def _leave(self, item: Item) -> None:
+        """It is answered, failed, expired, or its caller left: nothing here is held for it any longer."""
+        if item.lane is not None:
+            self._queue.take(item)
+        if (run := item.run) is None or run not in self._runs:
+            return
+        run.live -= 1
+        if run.live == 0 and not run.future.done():
+            run.runtime.abandon(run.future)
+            last_s = max([i.deadline.left_s() for i in run.items] + [0.0])
+            if not self._closed:
+                run.hang = asyncio.get_running_loop().call_later(last_s + self._hang_s, self._hangs, run)
+
+    def _hangs(self, run: Run) -> None:
+        """Only the death of its runtime frees the device."""
+        self._on_hang(run.runtime, run.served)
+
+    def _may_run(self, item: Item) -> bool:
+        served = item.served
+        if len(self._runs) < self._concurrency and served.running < served.instances:
+            return True
+        if served.batching.max_rows > 1 and not item.alone:
+            return False  # what comes meanwhile makes the next batch larger
+        expected_ms = self.forecast.expected_ms(item)
+        return 0.0 < expected_ms <= PIPELINE_MS - self.forecast.running_ms() and len(self._runs) < MAX_PIPELINED
+
+    def _dispatch(self) -> None:
+        while (lane := self._next_lane(now := time.monotonic())) is not None:
+            self._run_some(lane, now)
+
+    def _next_lane(self, now: float) -> Lane | None:
+        """Of the lanes that may run now: the highest class first, then the least slack."""
+        ranked, held = [], []
+        for lane in self._queue.lanes.values():
+            if not self._may_run(lane.top()[0]):
+                continue
+            lane.climb(now)
+            head = lane.top()[0]
+            if lane.served.batching.delay_ms > 0.0 and (until := self.forecast.held_until(lane)) > now:
+                held.append(until)
+            else:
+                slack_s = head.deadline.at - self.forecast.expected_ms(head) / 1e3
+                ranked.append((lane.level, slack_s, head.order, lane))
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if held and not ranked and not self._closed:
+            self._wake = asyncio.get_running_loop().call_at(min(held), self._dispatch)
+        return min(ranked)[-1] if ranked else None
+
+    def _run_some(self, lane: Lane, now: float) -> None:
+        """Start the next run of a lane, and drop what the plan gives up."""
+        served = lane.served
+        if not served.ready:
+            for item in list(lane):
+                self._give_up(item, _not_loaded(served))
+            return
+        for item in [item for item in lane if item.deadline.at <= now or item.future.done()]:
+            self._expire(item)  # the loop has not come to its timer, or to its caller who left
+        if not lane.rows:
+            return
+        dropped, chosen = self._chosen(lane, now)
+        lane.runs(chosen, now)
+        for item in dropped + chosen:
+            self._queue.take(item)
+        self._runs_on(self._start(chosen, now))
+        served.tally.dropped += len(dropped)
+        wait_ms = self.forecast.wait_ms() if dropped else 0.0  # with the run that they were dropped for
+        for item in dropped:
+            self._give_up(item, self._refusal("its turn came too late to end before its deadline", wait_ms))
+
+    def _chosen(self, lane: Lane, now: float) -> tuple[list[Item], list[Item]]:
+        """Requests to drop, and those to run together."""
+        top, cost = lane.top(), self.forecast.cost(lane)
+        best = lane.served.latency.best_rows(lane.shapes, min(lane.limit, lane.rows))
+        entries = [Entry((item.deadline.at - now) * 1e3, item.rows) for item in top]
+        start, count = self._planner(entries, best, cost)
+        chosen = top[start : start + count]
+        rows = sum([item.rows for item in chosen])
+        if start + count == len(top) and rows < best:
+            others = lane.below()
+            more = [Entry((item.deadline.at - now) * 1e3, item.rows) for item in others]
+            chosen += others[: fill_up(rows, entries[start].left_ms, more, best, cost)]
+        return top[:start], chosen
+
+    def _start(self, items: list[Item], now: float) -> Run:
+        first = items[0]
+        served, runtime = first.served, first.served.runtime
+        assert runtime is not None  # noqa: S101 - asked before
+        rows = sum([item.rows for item in items])
+        try:
+            inputs = first.inputs if len(items) == 1 else batch.merge([item.inputs for item in items])
+            future = runtime.run(served.key, inputs, first.outputs)
+        except HardwareError as error:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
+        usual_ms = served.latency.expected_ms(first.shapes, rows)
+        warm = self.forecast.is_warm(now)
+        return Run(served, runtime, served.key, first.shapes, rows, items, future, now, usual_ms, len(items), warm)
+
+    def _runs_on(self, run: Run) -> None:
+        for item in run.items:
+            item.run = run
+        run.served.running += 1
+        self._runs.add(run)
+        run.future.add_done_callback(lambda _: self._ended(run))
+
+    def _ended(self, run: Run) -> None:
+        self._runs.discard(run)
+        run.served.running -= 1
+        if run.hang is not None:
+            run.hang.cancel()
+        self.forecast.learn(run)
+        try:
+            for item in outcome.pass_on(run):
+                item.run, item.alone = None, True
+                self._queue.add(item)
+        finally:
+            run.items = []  # they know it too: in a ring, their tensors would stay until the collector comes by
+            self._dispatch()
 
 
-def _succeeded(run: Run | None) -> bool:
-    return run is not None and run.done() and not run.cancelled() and run.exception() is None
-
-
-def _pass_on(run: Run, item: Item) -> None:
-    """Give the run's outcome to whoever waits; nobody does after an expiry or when the caller left."""
-    if item.future.done():
-        if not run.cancelled():
-            run.exception()  # seen: nobody waits for it
-        return
-    if run.cancelled():
-        item.future.cancel()
-        return
-    error = run.exception()
-    if error is None:
-        item.future.set_result(run.result())
-    elif isinstance(error, HardwareError):
-        item.future.set_exception(translate(error))
-    else:
-        item.future.set_exception(error if isinstance(error, MeshError) else RuntimeError(repr(error)))
+def _not_loaded(served: Served) -> ModelNotReady:
+    return ModelNotReady(f"model {served.name} is not loaded at the moment")

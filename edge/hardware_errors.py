@@ -10,8 +10,10 @@ TABLE: tuple[tuple[type[hw.HardwareError], type[mesh.MeshError]], ...] = (
     (hw.InvalidInput, mesh.InvalidRequest),
     (hw.ModelRefused, mesh.ModelRejected),
     (hw.BackendUnavailable, mesh.ModelRejected),
+    (hw.EngineNotBuilt, mesh.ModelRejected),
     (hw.NotLoaded, mesh.ModelNotReady),
     (hw.DeviceOutOfMemory, mesh.Unavailable),
+    (hw.DeviceFault, mesh.InstanceLost),
     (hw.RunFailed, mesh.InferenceFailed),
     (hw.WorkerDied, mesh.InstanceLost),
 )

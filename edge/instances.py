@@ -1,8 +1,7 @@
-"""Instances and their life: load, warm up, READY; a crash takes them down and brings them back, or to quarantine.
+"""All versions on this node and their lives: room, a host, READY, and again after a failure or an eviction.
 
-A host is one runtime and the instances that live in it: one for each model, for the whole device, or this process
-(``isolation``). READY means that an inference succeeded (DESIGN D9). Not here: the queue (``executor``), files on disk
-(``repository``).
+Each life is one task: it holds the version's place in a host, and gives it back however it ends. Not here: what should
+be loaded (``control``), the queue (``executor``), files on disk (``repository``).
 """
 
 from __future__ import annotations
@@ -10,237 +9,284 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from pathlib import Path
 
-from edge.executor import Executor, Served
+from edge.changes import Changed
+from edge.engines import BuildEngine, Engines
+from edge.executor import Executor
+from edge.footprints import Footprints
+from edge.host import Host
+from edge.instance import Instance
+from edge.loading import Loading
 from edge.repository import StoredModel
+from edge.room import NoRoom, Rooms
+from edge.served import Served
 from edge.settings import ModelsSettings
-from edge.warmup import warm_up
-from hardware.backend import Loaded, LoadOptions
-from hardware.errors import HardwareError, WorkerDied
-from hardware.inline_runtime import InlineRuntime
+from edge.tally import Tally
+from edge.watchdog import Watchdog
+from hardware.engine_build import build_engine
 from hardware.runtime import Runtime
 from hardware.worker_runtime import WorkerRuntime
 from mesh.lifecycle import Tasks, within
-from mesh.messages import ModelLoad
-from mesh.values import InstanceState, ModelIdentity
+from mesh.messages import Gauges
+from mesh.values import ModelIdentity
 
 log = logging.getLogger(__name__)
 
-CRASH_WINDOW_S = 60.0
-RESTART_MIN_S = 0.1
-RESTART_MAX_S = 10.0
-
-
-@dataclass(slots=True)
-class Instance:
-    """One loaded copy of a version on this node's device."""
-
-    stored: StoredModel
-    served: Served
-    state: InstanceState = "LOADING"
-    reason: str = ""
-    loaded: Loaded | None = None
-    crashes: deque[float] = field(default_factory=deque)
-
-    @property
-    def identity(self) -> ModelIdentity:
-        return self.stored.identity
-
-    def report(self) -> ModelLoad:
-        identity, served = self.identity, self.served
-        return ModelLoad(
-            identity.name, identity.version, identity.digest, self.state, served.in_flight, served.service_ms,
-            self.stored.config.deadline_ms, self.reason,
-        )  # fmt: skip
-
-    def coming(self) -> bool:
-        return self.state in ("LOADING", "BUILDING", "WARMING")
-
-
-class Host:
-    """One runtime, kept alive; its loop ends only when nothing is left that could be served."""
-
-    def __init__(
-        self,
-        name: str,
-        instances: list[Instance],
-        settings: ModelsSettings,
-        executor: Executor,
-        on_change: Callable[[], None],
-    ) -> None:
-        self._name = name
-        self._instances = instances
-        self._settings = settings
-        self._executor = executor
-        self._on_change = on_change
-        self._coming: Instance | None = None
-        """The one that is being loaded and warmed up."""
-
-    async def run(self) -> None:
-        backoff_s = RESTART_MIN_S
-        while wanted := [i for i in self._instances if i.state not in ("FAILED", "QUARANTINED")]:
-            started = time.monotonic()
-            reason, culprits = await self._serve(wanted)
-            log.error("worker %s died: %s", self._name, reason)
-            self._note_crash(wanted, culprits, reason)
-            backoff_s = (
-                RESTART_MIN_S if time.monotonic() - started > CRASH_WINDOW_S else min(backoff_s * 2, RESTART_MAX_S)
-            )
-            await asyncio.sleep(backoff_s)
-
-    async def _serve(self, wanted: list[Instance]) -> tuple[str, list[Instance]]:
-        """The life of one runtime: why it died, and what it was doing then."""
-        try:
-            runtime = await self._open()
-        except HardwareError as error:
-            return error.text, wanted
-        died: asyncio.Future[tuple[str, list[Instance]]] = asyncio.get_running_loop().create_future()
-
-        def on_death(reason: str) -> None:  # told before the runs in it fail, while it is still known who ran
-            if not died.done():
-                died.set_result((reason, self._culprits(wanted, runtime)))
-
-        runtime.on_death = on_death
-        try:
-            for instance in wanted:
-                self._coming = instance
-                if not await self._bring_up(instance, runtime):
-                    break
-            self._coming = None
-            return await died
-        finally:
-            self._coming = None
-            for instance in wanted:
-                instance.served.runtime = None
-            self._executor.lost(runtime)
-            await runtime.close()
-
-    def _culprits(self, instances: list[Instance], runtime: Runtime) -> list[Instance]:
-        """Who may have crashed the runtime: the oldest run in it, and what was being loaded; the others only waited."""
-        if len(instances) == 1:
-            return instances
-        ran = self._executor.oldest(runtime)
-        return [i for i in instances if i is self._coming or i.served is ran]
-
-    async def _open(self) -> Runtime:
-        runtime = InlineRuntime() if self._settings.isolation == "none" else WorkerRuntime()
-        await runtime.start()
-        return runtime
-
-    async def _bring_up(self, instance: Instance, runtime: Runtime) -> bool:
-        """False if that was the end of the runtime."""
-        settings, config = self._settings, instance.stored.config
-        options = LoadOptions(
-            backend=config.backend or settings.backend,
-            threads=settings.run_threads(),
-            allow_cpu=settings.allow_cpu,
-            max_model_bytes=settings.max_file_bytes,
-        )
-        try:
-            self._set(instance, "LOADING")
-            instance.loaded = await runtime.load(instance.served.key, os.fspath(instance.stored.path), options)
-            self._set(instance, "WARMING")
-            warming = warm_up(runtime, instance.served.key, instance.loaded, config)
-            instance.served.service_ms = await within(settings.warmup_s, warming)
-        except WorkerDied:
-            return False  # the host's loop sees the death itself
-        except asyncio.TimeoutError:
-            self._set(instance, "FAILED", f"its warm-up inference did not end within {settings.warmup_s:g} s")
-            _end(runtime, instance.served.key)
-            return False
-        except HardwareError as error:
-            log.error("model %s cannot be served: %s", instance.served.key, error.text)
-            self._set(instance, "FAILED", error.text)
-            return True
-        instance.served.runtime = runtime
-        degraded = f"degraded: runs on {instance.loaded.effective}, {instance.loaded.requested} was asked for"
-        self._set(instance, "READY", "" if instance.loaded.effective == instance.loaded.requested else degraded)
-        return True
-
-    def _note_crash(self, instances: list[Instance], culprits: list[Instance], reason: str) -> None:
-        """Who crashes the worker too often is quarantined, the others come back."""
-        now = time.monotonic()
-        for instance in [i for i in culprits if i.state != "FAILED"]:
-            instance.crashes.append(now)
-            while instance.crashes[0] < now - CRASH_WINDOW_S:
-                instance.crashes.popleft()
-            if len(instance.crashes) >= self._settings.crash_limit:
-                text = f"its worker died {len(instance.crashes)} times within a minute, last: {reason}"
-                log.error("model %s is quarantined: %s", instance.served.key, text)
-                self._set(instance, "QUARANTINED", text)
-        for instance in instances:
-            if instance.state not in ("FAILED", "QUARANTINED"):
-                self._set(instance, "LOADING", reason)
-
-    def _set(self, instance: Instance, state: InstanceState, reason: str = "") -> None:
-        instance.state, instance.reason = state, reason
-        self._on_change()
+DRAIN_LOOK_S = 0.01
+LINGER_S = 2.0
+"""What was READY answers on this long after it is taken out of service: neighbours hear of it in the next reports, and
+what they sent before is on its way."""
 
 
 class Instances:
-    """All instances of this node. ``on_change`` is called at every change of a state."""
+    """``on_change`` is called at every change of a state; ``folder`` keeps engines and footprints between runs."""
 
-    def __init__(self, stored: list[StoredModel], settings: ModelsSettings, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: ModelsSettings,
+        on_change: Callable[[], None],
+        *,
+        build: BuildEngine = build_engine,
+        folder: Path | None = None,
+        gauges: Callable[[], Gauges] = Gauges,
+        linger_s: float = LINGER_S,
+    ) -> None:
         self._settings = settings
+        self._linger_s = linger_s
         self._on_change = on_change
+        self.changed = Changed(self._announce)
         self.executor = Executor(
             concurrency=settings.concurrency,
             queue_limit=settings.queue_limit,
             hang_s=settings.hang_s,
-            on_hang=_end,
+            on_hang=_on_hang,
         )
+        self.tallies: dict[tuple[str, str], Tally] = {}
+        """By model and version, those that are gone too."""
+        self._footprints = Footprints(folder)
+        self.engines = Engines(build, settings, folder, self.changed)
+        self._loading = Loading(settings, self.executor, self.engines, self._footprints, self.changed)
+        self._rooms = Rooms(settings, self._footprints, gauges, self._idle, self._evict)
+        self._watchdog = Watchdog(settings, self.executor, self.all, self._give_up)
         self._by_name: dict[str, list[Instance]] = {}
-        self._by_version: dict[tuple[str, str], Instance] = {}
-        for model in stored:
-            identity = model.identity
-            instance = Instance(model, Served(f"{identity.name}/{identity.version}"))
-            if model.rejected:
-                instance.state, instance.reason = "FAILED", model.rejected
-                log.error("model %s cannot be served: %s", instance.served.key, model.rejected)
-            self._by_name.setdefault(identity.name, []).append(instance)
-            self._by_version[identity.name, identity.version] = instance
+        self._lives: dict[Instance, asyncio.Task[None]] = {}
+        self._hosts: dict[object, tuple[Host, asyncio.Task[None]]] = {}
+        self._hosted: dict[Instance, tuple[object, Host]] = {}
+        self._tasks = Tasks("instances")
+        self._host_tasks = Tasks("hosts")
+        self._ending: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._completed_before = 0
+        """Inferences of versions that are gone."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Instances]:
-        async with Tasks("instances") as tasks:
-            for name, group in self._hosts().items():
-                tasks.start(Host(name, group, self._settings, self.executor, self._on_change).run(), name)
+        await asyncio.to_thread(self._footprints.read)
+        async with self.engines.running(), self._host_tasks, self._hosts_ended(), self._tasks:
+            self._tasks.start(self._watchdog.run(), "watchdog")
             try:
                 yield self
             finally:
+                self._closing = True
                 self.executor.close()
 
+    @contextlib.asynccontextmanager
+    async def _hosts_ended(self) -> AsyncIterator[None]:
+        """Hosts end after the lives in them, and in peace: one that is cancelled twice leaves its worker behind."""
+        try:
+            yield
+        finally:
+            if self._ending:
+                await asyncio.wait(self._ending)
+
+    # What there is
+
     def all(self) -> list[Instance]:
-        return [i for group in self._by_name.values() for i in group]
+        return [i for name in sorted(self._by_name) for i in self._by_name[name]]
 
     def named(self, name: str) -> list[Instance]:
+        """In order of their versions."""
         return self._by_name.get(name, [])
 
     def find(self, name: str, version: str) -> Instance | None:
-        """The instance of a version; of the default version (the latest that is not FAILED) for an empty one."""
+        """What serves a version, or is the nearest to it; for an empty one the latest that serves, as Triton has it,
+        else the latest that is on its way."""
+        group = self._by_name.get(name, ())
         if version:
-            return self._by_version.get((name, version))
-        for instance in reversed(self._by_name.get(name, ())):
-            if instance.state not in ("FAILED", "QUARANTINED"):
-                return instance
+            return max((i for i in group if i.identity.version == version), key=_standing, default=None)
+        for wanted in (_SERVES, _COMES):
+            for instance in reversed(group):
+                if _standing(instance) == wanted:
+                    return instance
         return None
 
-    def _hosts(self) -> dict[str, list[Instance]]:
-        wanted = [i for i in self.all() if i.state != "FAILED"]
-        if self._settings.isolation == "model":
-            return {i.served.key: [i] for i in wanted}
-        return {self._settings.isolation: wanted} if wanted else {}
+    def at(self, identity: ModelIdentity) -> Instance | None:
+        """The instance of exactly these bytes that is the nearest to serving."""
+        group = self._by_name.get(identity.name, ())
+        return max((i for i in group if i.identity == identity), key=_standing, default=None)
+
+    @property
+    def completed(self) -> int:
+        """Inferences since the start."""
+        return self._completed_before + sum(i.served.completed for i in self.all())
+
+    def service_ms(self, instance: Instance) -> float:
+        """Learned time of one inference now; 0 until one ran."""
+        return self.executor.forecast.service_ms(instance.served)
+
+    # Changing it
+
+    def add(self, stored: StoredModel) -> Instance:
+        """Begin to load a version, beside whatever there is; one that is rejected is only named."""
+        instance = Instance.of(stored, self._settings.backends)
+        key = instance.identity.name, instance.identity.version
+        instance.served.tally = self.tallies.setdefault(key, instance.served.tally)
+        if stored.rejected:
+            log.error("model %s cannot be served: %s", instance.name, stored.rejected)
+        group = self._by_name.setdefault(instance.identity.name, [])
+        group.append(instance)
+        group.sort(key=lambda i: int(i.identity.version))
+        self._lives[instance] = self._tasks.start(self._life(instance), instance.name)
+        self.changed()
+        return instance
+
+    def remove(self, instance: Instance) -> None:
+        """Begin to unload a version, in whatever state; it is gone once what was asked of it is answered."""
+        was_ready = instance.state == "READY"
+        instance.evicted = False
+        instance.becomes("DRAINING", "it is being unloaded")
+        if instance.build is not None:
+            instance.build.cancel()
+        self.changed()
+        self._tasks.start(self._unload(instance, was_ready), f"unload {instance.name}")
+
+    async def _unload(self, instance: Instance, was_ready: bool) -> None:
+        if was_ready:
+            await asyncio.sleep(self._linger_s)
+            await self._drained(instance)
+        life = self._lives.pop(instance)
+        life.cancel()
+        await asyncio.wait({life})
+        self._completed_before += instance.served.completed
+        group = self._by_name[instance.identity.name]
+        group.remove(instance)
+        if not group:
+            del self._by_name[instance.identity.name]
+        self.changed()
+
+    def retry(self, instance: Instance) -> None:
+        """Load again what failed, is quarantined or was evicted."""
+        if (instance.over or instance.evicted) and not instance.stored.rejected:
+            instance.quarantines = 0
+            instance.renew()
+            self.changed()
+
+    def _announce(self) -> None:
+        for host, _ in self._hosts.values():
+            host.look()
+        self._on_change()
+
+    # One life
+
+    async def _life(self, instance: Instance) -> None:
+        while True:
+            if instance.coming():
+                await self._serve(instance)
+            left_s = None if instance.retry_at is None else max(instance.retry_at - time.monotonic(), 0.0)
+            try:
+                await within(left_s, self.changed.until(instance.coming))
+            except asyncio.TimeoutError:
+                instance.renew()
+                self.changed()
+
+    async def _serve(self, instance: Instance) -> None:
+        """Until it failed, was quarantined or evicted; nothing of it is loaded afterwards."""
+        try:
+            async with self._rooms.held(instance):
+                self._join(instance)
+                await self.changed.until(lambda: instance.state not in ("LOADING", "WARMING"))
+            await self.changed.until(lambda: instance.over or instance.evicted)
+        except NoRoom as error:
+            log.error("model %s is not loaded: %s", instance.name, error)
+            instance.retry_at = time.monotonic() + self._settings.quarantine_s
+            instance.becomes("FAILED", str(error))
+            self.changed()
+        finally:
+            await self._leave(instance)
+
+    def _join(self, instance: Instance) -> None:
+        isolation = self._settings.isolation
+        key: object = instance if isolation == "model" else isolation
+        if key not in self._hosts:
+            name = instance.name if isolation == "model" else isolation
+            host = Host(name, self._settings, self.executor, self._loading, self.changed)
+            self._hosts[key] = host, self._host_tasks.start(host.run(), name)
+        host = self._hosts[key][0]
+        self._hosted[instance] = key, host
+        host.add(instance)
+
+    async def _leave(self, instance: Instance) -> None:
+        if instance not in self._hosted:
+            return
+        key, host = self._hosted[instance]
+        try:
+            await host.remove(instance, unload=not self._closing)
+        finally:
+            if not host.instances and (ended := self._hosts.pop(key, None)) is not None:
+                _, task = ended
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
+                task.cancel()
+                await asyncio.wait({task})
+            del self._hosted[instance]
+            self.changed()
+
+    async def _drained(self, instance: Instance) -> None:
+        """Wait until nothing that was asked of it is unanswered, at most for ``drain_s``."""
+        until = time.monotonic() + self._settings.drain_s
+        while instance.served.in_flight and time.monotonic() < until:  # noqa: ASYNC110 - to keep every answer cheap
+            await asyncio.sleep(DRAIN_LOOK_S)
+
+    # Making room, giving up
+
+    def _idle(self) -> list[Instance]:
+        return [i for i in self.all() if i.state == "READY" and i.served.in_flight == 0]
+
+    async def _evict(self, instance: Instance, why: str) -> None:
+        log.warning("model %s is %s", instance.name, why)
+        instance.becomes("DRAINING", why)
+        self.changed()
+        await self._drained(instance)
+        if instance.state == "DRAINING" and instance in self._hosted:
+            instance.evicted = True
+            self.changed()
+            await self.changed.until(lambda: instance not in self._hosted)
+
+    def _give_up(self, instance: Instance, why: str) -> None:
+        if instance in self._hosted:
+            _, host = self._hosted[instance]
+            host.end(why, instance)
 
 
-def _end(runtime: Runtime, key: str) -> None:
+_SERVES, _COMES = 3, 2
+
+
+def _standing(instance: Instance) -> int:
+    """How near it is to serving."""
+    if instance.state == "READY" or instance.evicted:
+        return _SERVES
+    if instance.coming():
+        return _COMES
+    return 0 if instance.over else 1
+
+
+def _on_hang(runtime: Runtime, served: Served) -> None:
     """Only the death of the process ends a run that hangs; its host starts another."""
     if isinstance(runtime, WorkerRuntime):
-        log.error("model %s hangs, its worker is killed", key)
+        log.error("model %s hangs, its worker is killed", served.name)
         runtime.kill()
     else:
-        log.error("model %s hangs, and without isolation nothing can end it; restart this agent", key)
+        log.error("model %s hangs, and without isolation nothing can end it; restart this agent", served.name)

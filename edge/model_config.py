@@ -1,17 +1,20 @@
 """What is declared about a model: ``model.toml`` of our own, and a useful subset of Triton's ``config.pbtxt``.
 
-``model.toml`` wins where both stand. Not here: finding models on disk (``repository``), the file's own signature.
+``model.toml`` wins where both stand. Not here: Triton's fields (``triton_config``), finding models on disk
+(``repository``), the file's own signature.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from edge.settings import Backend, Chain
+from edge.triton_config import from_pbtxt
+from hardware.backend import Profile, ShapeRange
 from mesh.errors import ModelRejected
 
 if sys.version_info >= (3, 11):
@@ -20,37 +23,90 @@ else:
     import tomli as tomllib
 
 MAX_CONFIG_BYTES = 1 << 20
-MAX_DEPTH = 16
+MAX_INSTANCES = 64
 
 
-class WarmupInput(BaseModel):
+class Declared(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class WarmupInput(Declared):
     """One input of the warm-up inference; ``value`` fills it, 0 by default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     shape: tuple[NonNegativeInt, ...]
     value: float | str = 0.0
 
 
-class ModelConfig(BaseModel):
+class BatchingConfig(Declared):
+    """How requests may be run together; 0 leaves it to what the warm-up finds out."""
+
+    max_rows: NonNegativeInt = 0
+    """Most rows of a run; 1 runs every request alone."""
+    delay_ms: float = Field(default=0.0, ge=0)
+    """Longest that a request waits for company while the device idles."""
+
+
+class ProfileRange(Declared):
+    """Shapes that one input may take in an optimisation profile of TensorRT."""
+
+    minimum: tuple[PositiveInt, ...] = Field(alias="min")
+    optimum: tuple[PositiveInt, ...] = Field(alias="opt")
+    maximum: tuple[PositiveInt, ...] = Field(alias="max")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ProfileRange:
+        if not len(self.minimum) == len(self.optimum) == len(self.maximum):
+            raise ValueError("min, opt and max have different numbers of dimensions")
+        rising = zip(self.minimum, self.optimum, self.maximum, strict=True)
+        if not all(low <= best <= high for low, best, high in rising):
+            raise ValueError("min, opt and max are not in this order")
+        return self
+
+
+class Latest(Declared):
+    latest: PositiveInt
+    """How many of the highest versions to serve."""
+
+
+class ModelConfig(Declared):
     """``model.toml``; every field has a default, so that the file is optional."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    backend: Literal["", "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt"] = ""
-    """Backend to ask for; empty is the agent's setting."""
-    versions: Literal["latest", "all"] | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = "latest"
+    backends: tuple[()] | Chain = ()
+    """Backends to try in turn; empty is the agent's setting."""
+    versions: Literal["latest", "all"] | Latest | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = "latest"
     """Which versions to serve, as Triton's version policy."""
     deadline_ms: float = Field(default=0.0, ge=0)
     """Deadline of requests that name none; 0 is the agent's setting."""
+    priority: NonNegativeInt = 0
+    """Class of requests that bring none: 1 goes before 2, 0 behind all."""
+    instances: int = Field(default=1, ge=1, le=MAX_INSTANCES)
+    """Inferences of a version that may run at the same time."""
+    batching: BatchingConfig = BatchingConfig()
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """For "tensorrt": what the engine may compute in."""
+    cuda_graphs: bool = False
+    """For "tensorrt": replay captured CUDA graphs for the most used shapes."""
+    profiles: tuple[dict[str, ProfileRange], ...] = ()
+    """For "tensorrt": shapes the engine is built for, by input; none are taken from the warm-up's."""
     labels: tuple[str, ...] = ()
     warmup: dict[str, WarmupInput] = Field(default_factory=dict)
     """Inputs of the warm-up by name; undeclared ones are zeros of the declared shape, free dimensions guessed."""
 
+    def chain(self, default: tuple[Backend, ...]) -> tuple[Backend, ...]:
+        return self.backends or default
+
+    def engine_profiles(self) -> tuple[Profile, ...]:
+        """The declared profiles."""
+        return tuple(
+            tuple(ShapeRange(name, r.minimum, r.optimum, r.maximum) for name, r in sorted(profile.items()))
+            for profile in self.profiles
+        )
+
 
 def read_config(folder: Path) -> ModelConfig:
     """Read the declarations in a model's folder. Raises ``ModelRejected`` naming the file and what is wrong."""
-    values = _from_pbtxt(folder / "config.pbtxt", folder.name)
-    toml = folder / "model.toml"
+    pbtxt, toml = folder / "config.pbtxt", folder / "model.toml"
+    values = from_pbtxt(_text(pbtxt), folder.name) if pbtxt.is_file() else {}
     if toml.is_file():
         try:
             values |= tomllib.loads(_text(toml))
@@ -61,9 +117,16 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         return ModelConfig(**values)
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        what = "; ".join(_said(e) for e in error.errors(include_url=False))
         file = "model.toml" if toml.is_file() else "config.pbtxt"
         raise ModelRejected(f"{folder.name}/{file}: {what}") from None
+
+
+def _said(error: Any) -> str:
+    where = ".".join(map(str, error["loc"]))
+    if where == "backend":
+        return 'backend: what to try is a list, as in backends = ["onnxruntime-cuda", "onnxruntime-cpu"]'
+    return f"{where}: {error['msg']}"
 
 
 def _text(path: Path) -> str:
@@ -78,102 +141,3 @@ def _text(path: Path) -> str:
         raise ModelRejected(f"{where} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ModelRejected(f"{where} is not UTF-8 text") from None
-
-
-def _from_pbtxt(path: Path, model: str) -> dict[str, Any]:
-    """Take from ``config.pbtxt`` what has a meaning here; what the ONNX file says itself is not repeated."""
-    if not path.is_file():
-        return {}
-    where = f"{model}/config.pbtxt"
-    fields = parse_pbtxt(_text(path), where)
-    if (name := _last(fields, "name") or model) != model:
-        raise ModelRejected(f"{where} names the model {name!r}; Triton's layout wants the folder's name")
-    platform = _last(fields, "platform") or _last(fields, "backend") or "onnxruntime"
-    if platform not in ("onnxruntime_onnx", "onnxruntime"):
-        raise ModelRejected(f"{where} asks for {platform!r}; only ONNX models are served")
-    policy = _last(fields, "version_policy")
-    if policy is None:
-        return {}
-    if not isinstance(policy, dict):
-        raise ModelRejected(f"{where}: version_policy is not a message in braces")
-    if "all" in policy:
-        return {"versions": "all"}
-    if "specific" in policy:
-        chosen = _last(policy, "specific")
-        return {"versions": tuple(chosen.get("versions", ())) if isinstance(chosen, dict) else ()}
-    latest = _last(policy, "latest")
-    if isinstance(latest, dict) and _last(latest, "num_versions") not in (None, "1"):
-        raise ModelRejected(f"{where}: only the latest version or specific ones can be served, not the latest few")
-    return {}
-
-
-def _last(fields: dict[str, list[Any]], name: str) -> Any:
-    """The value of a field that may stand once; the last of several counts, as protobuf has it."""
-    values = fields.get(name)
-    return values[-1] if values else None
-
-
-_TOKEN = re.compile(r"""\s*(?:\#[^\n]*)?(?:("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([A-Za-z0-9_.+-]+)|([{}\[\]:,;]))?""")
-_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PUNCTUATION = frozenset("{}[]:,;")
-
-
-def parse_pbtxt(text: str, where: str) -> dict[str, list[Any]]:
-    """Protobuf text format to nested ``{field: [values]}``; raises ``ModelRejected`` at the first thing it is not."""
-    tokens: list[str] = []
-    at = 0
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if match is None or match.end() == at:
-            raise ModelRejected(f"{where} is not protobuf text: unexpected {text[at : at + 10]!r}")
-        at = match.end()
-        if match.lastindex:
-            tokens.append(match.group(match.lastindex))
-    fields, rest = _message(tokens, 0, where, 0)
-    if rest != len(tokens):
-        raise ModelRejected(f"{where} is not protobuf text: unexpected {tokens[rest]!r}")
-    return fields
-
-
-def _message(tokens: list[str], at: int, where: str, depth: int) -> tuple[dict[str, list[Any]], int]:
-    fields: dict[str, list[Any]] = {}
-    while at < len(tokens) and tokens[at] != "}":
-        name, at = tokens[at], at + 1
-        if not _FIELD.fullmatch(name):
-            raise ModelRejected(f"{where} is not protobuf text: {name[:20]!r} is no name of a field")
-        if at < len(tokens) and tokens[at] == ":":
-            at += 1
-        values, at = _values(tokens, at, where, depth)
-        fields.setdefault(name, []).extend(values)
-        if at < len(tokens) and tokens[at] in ",;":
-            at += 1
-    return fields, at
-
-
-def _values(tokens: list[str], at: int, where: str, depth: int) -> tuple[list[Any], int]:
-    if at >= len(tokens):
-        raise ModelRejected(f"{where} ends in the middle of a field")
-    if depth > MAX_DEPTH:
-        raise ModelRejected(f"{where} nests too deeply")
-    token = tokens[at]
-    if token == "{":  # noqa: S105 - a brace
-        fields, at = _message(tokens, at + 1, where, depth + 1)
-        if at >= len(tokens):
-            raise ModelRejected(f"{where} has an unclosed brace")
-        return [fields], at + 1
-    if token == "[":  # noqa: S105 - a bracket
-        values: list[Any] = []
-        at += 1
-        while at < len(tokens) and tokens[at] != "]":
-            more, at = _values(tokens, at, where, depth + 1)
-            values += more
-            if at < len(tokens) and tokens[at] == ",":
-                at += 1
-        if at >= len(tokens):
-            raise ModelRejected(f"{where} has an unclosed bracket")
-        return values, at + 1
-    if token[0] in "\"'":
-        return [token[1:-1]], at + 1
-    if token in _PUNCTUATION:
-        raise ModelRejected(f"{where} is not protobuf text: {token!r} is no value")
-    return [token], at + 1

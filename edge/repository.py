@@ -1,17 +1,20 @@
 """The model repository on disk, in Triton's layout: ``<dir>/<model>/<version>/model.onnx``.
 
-Finds what can be served and names what cannot. Not here: loading (``instances``), declarations (``model_config``).
+Finds what can be served and names what cannot; hashes a file only when it changed. Not here: loading (``instances``),
+what should be loaded (``control``), declarations (``model_config``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from edge.model_config import ModelConfig, read_config
+from edge.model_config import Latest, ModelConfig, read_config
 from mesh.errors import ConfigError, ModelRejected
 from mesh.values import NAME_PATTERN, ModelIdentity
 
@@ -23,6 +26,18 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 """As Triton has it: what begins with a zero, or is no number, is no version."""
 
 
+class Stamp(NamedTuple):
+    """What a file looks like without reading it."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+Look = tuple[tuple[str, Stamp | None], ...]
+"""A model's files by their place in its folder; None where there is a folder and no file."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredModel:
     """One version of a model on disk. ``rejected`` is why it cannot be served, empty if it can."""
@@ -31,45 +46,153 @@ class StoredModel:
     path: Path
     config: ModelConfig
     rejected: str = ""
+    stamp: Stamp | None = None
+    """Of the file whose digest ``identity`` has."""
+
+    def same(self, other: StoredModel) -> bool:
+        """Whether loading the other would come to the same."""
+        return (self.identity, self.config, self.rejected) == (other.identity, other.config, other.rejected)
+
+    def unchanged(self) -> bool:
+        """Whether the file is still the one that was hashed, as far as a look at it tells. Blocking."""
+        return self.stamp is not None and _stamp(self.path) == self.stamp
 
 
-def scan(folder: Path, max_file_bytes: int) -> list[StoredModel]:
-    """All versions to serve, read and hashed (blocking: call it off the loop).
+class Repository:
+    """Blocking: call it off the loop, from one thread at a time."""
 
-    A model that is wrong is returned as rejected, never skipped in silence. Raises ``ConfigError`` if there is no such
-    folder.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"--models: there is no folder {folder}")
-    found: list[StoredModel] = []
-    for model in sorted(folder.iterdir()):
-        if not model.is_dir() or model.name.startswith("."):
-            continue
-        if not NAME_PATTERN.match(model.name):
-            log.warning("model folder %r is not served: a name has letters, digits, dot, dash, underscore", model.name)
-            continue
-        found += _versions(model, max_file_bytes)
-    return found
+    def __init__(self, folder: Path, max_file_bytes: int) -> None:
+        self._folder = folder
+        self._max_file_bytes = max_file_bytes
+        self._digests: dict[Path, tuple[Stamp, str]] = {}
+        self._looks: dict[str, Look] = {}
+        self._taken: dict[str, tuple[Look, list[StoredModel]]] = {}
+        self._misnamed: set[str] = set()
 
+    def scan(self) -> dict[str, list[StoredModel]]:
+        """All versions to serve of every model as they are now.
 
-def _versions(model: Path, max_file_bytes: int) -> list[StoredModel]:
-    try:
-        config = read_config(model)
-        wanted = _wanted(model, config)
-    except ModelRejected as error:
-        return [StoredModel(ModelIdentity(model.name, "1", ""), model, ModelConfig(), error.text)]
-    except OSError as error:
-        why = f"the folder of model {model.name!r} cannot be read: {error.strerror}"
-        return [StoredModel(ModelIdentity(model.name, "1", ""), model, ModelConfig(), why)]
-    stored = []
-    for version in wanted:
-        path = model / str(version) / MODEL_FILE
+        A model that is wrong is returned as rejected, never skipped in silence. Raises ``ConfigError`` if there is no
+        such folder.
+        """
+        return {name: self._take(name, look) for name, look in self._look().items()}
+
+    def poll(self) -> dict[str, list[StoredModel]]:
+        """As :meth:`scan`, but a model whose files differ from those of the last look stays what it was: they may be
+        on their way still. That goes for a model that is gone as well. Unchanged files are not read again."""
+        before, now = self._looks, self._look()
+        found = {}
+        for name in sorted(now.keys() | self._taken.keys()):
+            look = now.get(name)
+            settled = look == before.get(name)
+            if not settled and name in self._taken:
+                found[name] = self._taken[name][1]
+            elif settled and look is not None:
+                found[name] = self._take(name, look)
+            elif settled:
+                self._forget(name)
+        return found
+
+    def model(self, name: str) -> list[StoredModel]:
+        """The versions to serve of one model as it is now; empty if there is none of that name."""
+        look = self._look().get(name)
+        return [] if look is None else self._take(name, look)
+
+    def names(self) -> list[str]:
+        return sorted(self._look())
+
+    def _take(self, name: str, look: Look) -> list[StoredModel]:
+        taken = self._taken.get(name)
+        if taken is None or taken[0] != look or any(m.rejected for m in taken[1]):
+            taken = self._taken[name] = look, self._versions(self._folder / name)
+        return taken[1]
+
+    def _forget(self, name: str) -> None:
+        self._taken.pop(name, None)
+        model = self._folder / name
+        self._digests = {path: known for path, known in self._digests.items() if path.parent.parent != model}
+
+    def _look(self) -> dict[str, Look]:
+        if not self._folder.is_dir():
+            raise ConfigError(f"--models: there is no folder {self._folder}")
+        self._looks = {}
+        for model in sorted(self._folder.iterdir()):
+            if not model.is_dir() or model.name.startswith("."):
+                continue
+            if NAME_PATTERN.match(model.name):
+                self._looks[model.name] = _look_at(model)
+            elif model.name not in self._misnamed:
+                self._misnamed.add(model.name)
+                log.warning(
+                    "model folder %r is not served: a name has letters, digits, dot, dash, underscore", model.name
+                )
+        return self._looks
+
+    def _versions(self, model: Path) -> list[StoredModel]:
         try:
-            identity = ModelIdentity(model.name, str(version), _digest(path, max_file_bytes))
-            stored.append(StoredModel(identity, path, config))
+            config = read_config(model)
+            wanted = _wanted(model, config)
         except ModelRejected as error:
-            stored.append(StoredModel(ModelIdentity(model.name, str(version), ""), path, config, error.text))
-    return stored
+            return [_rejected(model, "1", model, ModelConfig(), error.text)]
+        except OSError as error:
+            why = f"the folder of model {model.name!r} cannot be read: {error.strerror}"
+            return [_rejected(model, "1", model, ModelConfig(), why)]
+        stored = []
+        for version in map(str, wanted):
+            path = model / version / MODEL_FILE
+            try:
+                stamp, digest = self._digest(path)
+                stored.append(StoredModel(ModelIdentity(model.name, version, digest), path, config, "", stamp))
+            except ModelRejected as error:
+                stored.append(_rejected(model, version, path, config, error.text))
+        return stored
+
+    def _digest(self, path: Path) -> tuple[Stamp, str]:
+        if path.is_symlink() or not path.is_file():
+            raise ModelRejected(f"{path.parent.parent.name}/{path.parent.name} has no regular file {MODEL_FILE}")
+        try:
+            with path.open("rb") as file:
+                stamp = _of(os.fstat(file.fileno()))
+                known = self._digests.get(path)
+                if known is not None and known[0] == stamp:
+                    return known
+                if stamp.size > self._max_file_bytes:
+                    raise ModelRejected(
+                        f"{path.name} has {stamp.size} bytes, the limit is {self._max_file_bytes} "
+                        "(models.max_file_bytes)"
+                    )
+                digest = hashlib.sha256()
+                while chunk := file.read(READ_BYTES):
+                    digest.update(chunk)
+        except OSError as error:
+            where = f"{path.parent.parent.name}/{path.parent.name}"
+            raise ModelRejected(f"{where} cannot be read: {error.strerror}") from None
+        self._digests[path] = stamp, digest.hexdigest()
+        return self._digests[path]
+
+
+def _look_at(model: Path) -> Look:
+    try:
+        versions = [entry for entry in sorted(os.listdir(model)) if _VERSION.fullmatch(entry)]
+    except OSError:  # said when it is read
+        versions = []
+    declared = [(name, _stamp(model / name)) for name in ("model.toml", "config.pbtxt")]
+    return (*declared, *((version, _stamp(model / version / MODEL_FILE)) for version in versions))
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        return _of(path.lstat())
+    except OSError:
+        return None
+
+
+def _of(stat: os.stat_result) -> Stamp:
+    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def _rejected(model: Path, version: str, path: Path, config: ModelConfig, why: str) -> StoredModel:
+    return StoredModel(ModelIdentity(model.name, version, ""), path, config, why)
 
 
 def _wanted(model: Path, config: ModelConfig) -> list[int]:
@@ -80,23 +203,9 @@ def _wanted(model: Path, config: ModelConfig) -> list[int]:
         return there
     if config.versions == "latest":
         return there[-1:]
+    if isinstance(config.versions, Latest):
+        return there[-config.versions.latest :]
     missing = set(config.versions) - set(there)
     if missing:
         raise ModelRejected(f"model {model.name!r} declares version {min(missing)}, which has no folder")
     return sorted(set(config.versions))
-
-
-def _digest(path: Path, max_file_bytes: int) -> str:
-    if path.is_symlink() or not path.is_file():
-        raise ModelRejected(f"{path.parent.parent.name}/{path.parent.name} has no regular file {MODEL_FILE}")
-    size = path.stat().st_size
-    if size > max_file_bytes:
-        raise ModelRejected(f"{path.name} has {size} bytes, the limit is {max_file_bytes} (models.max_file_bytes)")
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(READ_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise ModelRejected(f"{path.parent.parent.name}/{path.parent.name} cannot be read: {error.strerror}") from None
-    return digest.hexdigest()

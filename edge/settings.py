@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from mesh.settings import Group, MeshSettings
+
+Backend = Literal["tensorrt", "onnxruntime-tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"]
+Chain = Annotated[tuple[Backend, ...], Field(min_length=1, max_length=8)]
+"""Backends to try in turn; the first is what is asked for."""
 
 
 class ModelsSettings(Group):
@@ -16,12 +20,23 @@ class ModelsSettings(Group):
 
     dir: Path | None = None
     """Model repository in Triton's layout: ``<dir>/<model>/<version>/model.onnx``."""
+    control: Literal["none", "poll", "explicit"] = "none"
+    """As Triton's model control: all models at the start and no change by itself; the same, and what changes on disk
+    is followed; or only the models of ``load`` and those that are asked for by name."""
+    load: tuple[str, ...] = ()
+    """With ``control`` explicit: models to load at the start, ``*`` for all."""
+    poll_s: float = Field(default=15.0, gt=0)
+    """With ``control`` poll: seconds between two looks at the repository. What changed is taken once it stayed the
+    same from one look to the next."""
     isolation: Literal["model", "device", "none"] = "model"
-    """A worker process for each model, one for all of the device, or none: in this process, for trusted models."""
-    backend: Literal["onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt"] = "onnxruntime-cpu"
-    """Backend asked for; ``model.toml`` may ask for another."""
+    """A worker process for each version, one for all of the device, or none: in this process, for trusted models."""
+    backends: Chain = ("onnxruntime-cpu",)
+    """Backends to try in turn; ``model.toml`` may name others."""
     allow_cpu: bool = False
-    """Serve on the CPU, marked degraded, when the GPU that was asked for cannot be used; else the model FAILS."""
+    """Serve on the CPU, marked degraded, when the last of ``backends`` is a GPU's and cannot be used; else the model
+    FAILS."""
+    device: int = Field(default=0, ge=0)
+    """Which GPU, as CUDA numbers them."""
     threads: int = Field(default=0, ge=0, le=256)
     """Threads of one inference; 0 is all cores divided by ``concurrency``."""
     concurrency: int = Field(default=1, ge=1, le=256)
@@ -30,12 +45,25 @@ class ModelsSettings(Group):
     """Most requests that wait; above it they are refused with a Retry-After."""
     max_file_bytes: int = Field(default=2 << 30, ge=1)
     """Largest model file that is loaded."""
+    reserve_bytes: int | None = Field(default=None, ge=0)
+    """Memory that loading a model must leave free; not given, it is the larger of 512 MiB and a tenth of all."""
+    evict: bool = False
+    """Unload the models that were not asked for the longest when another needs their memory; a request brings them
+    back."""
+    watchdog_s: float = Field(default=30.0, ge=0)
+    """A model that answered nothing for this long is asked for an inference, to see that it can; 0 never asks."""
+    watchdog_limit_s: float = Field(default=10.0, gt=0)
+    """Longest that the watchdog's inference may take before the worker is killed and started again."""
     hang_s: float = Field(default=30.0, gt=0)
     """A run that goes on this long after its deadline counts as hung: its worker is killed and started again."""
     warmup_s: float = Field(default=300.0, gt=0)
     """Longest that a warm-up inference may take; a model that takes longer FAILS and its worker is started again."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """Longest that a version which is unloaded may finish what it was asked before."""
     crash_limit: int = Field(default=3, ge=1)
     """Crashes within a minute after which a model is QUARANTINED."""
+    quarantine_s: float = Field(default=600.0, gt=0)
+    """Seconds until a QUARANTINED model is tried again, doubled each time; loading it by name tries at once."""
 
     def run_threads(self) -> int:
         return self.threads or max(1, (os.cpu_count() or 1) // self.concurrency)

@@ -1,17 +1,24 @@
-"""The inference that must succeed before an instance is READY (DESIGN D9), and what it takes from then on.
+"""The inferences that must succeed before an instance is READY (DESIGN D9), and what they teach: how long a run takes,
+and whether requests may run together.
 
 Free dimensions that ``model.toml`` does not declare are guessed from sizes that image and sequence models take. Not
-here: states (``instances``).
+here: states (``instances``), what follows from the times (``latency``), comparing answers (``proof``).
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
+from edge import batch
+from edge.batching import Batching
+from edge.latency import PAYS
 from edge.model_config import ModelConfig, WarmupInput
+from edge.proof import OTHERS, other_values, same_answers
+from edge.served import Warmed
 from hardware.backend import Loaded, RawTensor, TensorInfo
-from hardware.errors import HardwareError, InvalidInput, ModelRefused, RunFailed
+from hardware.errors import DeviceFault, HardwareError, InvalidInput, ModelRefused, RunFailed
 from hardware.runtime import Runtime
 from mesh.oip.datatypes import DATATYPES
 from mesh.oip.tensor import Tensor
@@ -22,35 +29,133 @@ MAX_ELEMENTS = 1 << 26
 """Most elements of one input; whether its bytes fit is for the runtime to say."""
 RUNS = 3
 """The first run is slow and pays for lazy set-up; the fastest is the first estimate of the service time."""
+MEASURE_MS = 100.0
+"""Time spent on each number of rows, beyond the two runs that are always made."""
+MAX_MEASURED = 20
+AUTOMATIC_ROWS = 32
+"""Most rows of a run where ``model.toml`` declares none."""
 
 
-async def warm_up(runtime: Runtime, key: str, loaded: Loaded, config: ModelConfig) -> float:
-    """Milliseconds of the fastest warm-up run. Raises the ``HardwareError`` that makes the instance FAIL."""
-    unknown = set(config.warmup) - {i.name for i in loaded.signature.inputs}
-    if unknown:
-        raise ModelRefused(f"model.toml declares warmup for {sorted(unknown)[0]!r}, which is not an input")
-    sizes = FREE_SIZES if any(-1 in _behind_batch(i, config) for i in loaded.signature.inputs) else FREE_SIZES[:1]
-    failed: HardwareError = RunFailed("no warm-up was tried")
-    for size in sizes:
+class _WarmUp:
+    def __init__(self, runtime: Runtime, key: str, loaded: Loaded, config: ModelConfig) -> None:
+        self._runtime = runtime
+        self._key = key
+        self._loaded = loaded
+        self._config = config
+
+    async def first(self) -> tuple[list[RawTensor], float]:
+        """A request that the model answers, and milliseconds of its fastest run."""
+        signature, declared = self._loaded.signature, self._config.warmup
+        unknown = set(declared) - {i.name for i in signature.inputs}
+        if unknown:
+            raise ModelRefused(f"model.toml declares warmup for {sorted(unknown)[0]!r}, which is not an input")
+        sizes = FREE_SIZES if any(-1 in i.shape[1:] for i in signature.inputs if i.name not in declared) else (1,)
+        failed: HardwareError = RunFailed("no warm-up was tried")
+        for size in sizes:
+            try:
+                inputs = [_input(info, declared.get(info.name), size) for info in signature.inputs]
+                return inputs, min([await self._run_ms(inputs) for _ in range(RUNS)])
+            except DeviceFault:  # noqa: PERF203 - at most six rounds
+                raise
+            except (InvalidInput, RunFailed) as error:
+                failed = error
+        raise RunFailed(f"the warm-up inference failed, declare [warmup] in model.toml: {failed.text}")
+
+    async def batched(self, inputs: list[RawTensor], first_ms: float) -> tuple[Batching, tuple[tuple[int, float], ...]]:
+        """How requests may run together, and what runs of more rows take."""
+        declared = self._config.batching
+        limit = declared.max_rows or AUTOMATIC_ROWS
+        if self._loaded.batch_limit is not None:
+            limit = min(limit, self._loaded.batch_limit)
+        rows = batch.rows_of(inputs)
+        alone = Batching(), ((1, first_ms),)
+        if declared.max_rows == 1 or limit <= 1:
+            return alone
+        if declared.max_rows:
+            if rows != 1:
+                raise ModelRefused(
+                    "model.toml declares batching, but the inputs of the warm-up do not have one row each"
+                )
+            points = await self._measured(inputs, first_ms, limit, lambda per_row: False)
+            return Batching(limit, declared.delay_ms), points
+        if rows != 1 or not self._has_free_rows() or not await self._is_proven(inputs, limit):
+            return alone
+        points = await self._measured(inputs, first_ms, limit, _no_longer_pays)
+        best = _best_rows(points)
+        return Batching(best, declared.delay_ms if best > 1 else 0.0), points
+
+    def _has_free_rows(self) -> bool:
+        signature = self._loaded.signature
+        return all(info.shape and info.shape[0] == -1 for info in signature.inputs + signature.outputs)
+
+    async def _is_proven(self, inputs: list[RawTensor], limit: int) -> bool:
+        """Whether a request is answered the same before and behind others as alone: the first dimension is a batch."""
+        requests = [inputs, *other_values(inputs, min(OTHERS, limit - 1))]
         try:
-            inputs = [_input(info, config.warmup.get(info.name), size) for info in loaded.signature.inputs]
-            return await _runs(runtime, key, inputs)
-        except (InvalidInput, RunFailed) as error:  # noqa: PERF203 - at most six rounds
-            failed = error
-    raise RunFailed(f"the warm-up inference failed, declare [warmup] in model.toml: {failed.text}")
+            alone = [await self._runtime.run(self._key, request, ()) for request in requests]
+            return same_answers(alone, await self._together(requests)) and same_answers(
+                alone[::-1], await self._together(requests[::-1])
+            )
+        except DeviceFault:
+            raise
+        except (InvalidInput, RunFailed):
+            return False
 
+    async def _together(self, requests: list[list[RawTensor]]) -> list[list[RawTensor]]:
+        outputs = await self._runtime.run(self._key, batch.merge(requests), ())
+        return batch.split(outputs, [1] * len(requests))
 
-async def _runs(runtime: Runtime, key: str, inputs: list[RawTensor]) -> float:
-    took_ms = []
-    for _ in range(RUNS):
+    async def _measured(
+        self, inputs: list[RawTensor], first_ms: float, limit: int, enough: Callable[[list[float]], bool]
+    ) -> tuple[tuple[int, float], ...]:
+        points = [(1, min(first_ms, await self._fastest_ms(inputs)))]
+        rows = 2
+        while rows <= limit and not enough([ms / n for n, ms in points]):
+            try:
+                await self._together([inputs] * rows)
+                points.append((rows, await self._fastest_ms(batch.merge([inputs] * rows))))
+            except DeviceFault:
+                raise
+            except (InvalidInput, RunFailed) as error:
+                if self._config.batching.max_rows:
+                    raise ModelRefused(f"model.toml declares batching, but {rows} rows fail: {error.text}") from None
+                break  # so many do not fit, fewer do
+            rows = limit if rows < limit < 2 * rows else 2 * rows
+        return tuple(points)
+
+    async def _fastest_ms(self, inputs: list[RawTensor]) -> float:
+        """Of as many runs as fit the time: the others tell more of what else the box does."""
+        took = [await self._run_ms(inputs), await self._run_ms(inputs)]
+        while sum(took) < MEASURE_MS and len(took) < MAX_MEASURED:
+            took.append(await self._run_ms(inputs))
+        return min(took)
+
+    async def _run_ms(self, inputs: list[RawTensor]) -> float:
         started = time.monotonic()
-        await runtime.run(key, inputs, ())
-        took_ms.append((time.monotonic() - started) * 1e3)
-    return min(took_ms)
+        await self._runtime.run(self._key, inputs, ())
+        return (time.monotonic() - started) * 1e3
 
 
-def _behind_batch(info: TensorInfo, config: ModelConfig) -> tuple[int, ...]:
-    return () if info.name in config.warmup else info.shape[1:]
+async def warm_up(runtime: Runtime, key: str, loaded: Loaded, config: ModelConfig) -> Warmed:
+    """Raises the ``HardwareError`` that makes the instance FAIL."""
+    work = _WarmUp(runtime, key, loaded, config)
+    inputs, first_ms = await work.first()
+    batching, points = await work.batched(inputs, first_ms)
+    shapes = batch.shapes_of(inputs) if batching.max_rows > 1 else tuple(tensor.shape for tensor in inputs)
+    return Warmed(inputs, shapes, points, batching)
+
+
+def _no_longer_pays(per_row_ms: list[float]) -> bool:
+    """Twice as many rows made a row hardly cheaper, twice in a row."""
+    return len(per_row_ms) > 2 and min(per_row_ms[-2:]) > PAYS * min(per_row_ms[:-2])
+
+
+def _best_rows(points: tuple[tuple[int, float], ...]) -> int:
+    best, unit = points[0]
+    for rows, ms in points[1:]:
+        if ms / rows < PAYS * unit:
+            best, unit = rows, ms / rows
+    return best
 
 
 def _input(info: TensorInfo, declared: WarmupInput | None, size: int) -> RawTensor:

@@ -134,19 +134,23 @@ class Placed(msgspec.Struct, array_like=True, frozen=True):
 
 
 def put(slot: memoryview, tensors: Sequence[RawTensor]) -> list[Placed]:
-    """Copy ``tensors`` into a slot; raises ``TensorTooLarge`` before writing beyond it."""
+    """Copy ``tensors`` into a slot, pieces one after another; raises ``TensorTooLarge`` before writing beyond it."""
     placed = []
     at = 0
     for name, datatype, shape, data in tensors:
-        source = memoryview(data)
-        if source.format != "B":
-            source = source.cast("B")
-        end = at + source.nbytes
-        if end > len(slot):
-            raise TensorTooLarge(f"tensor '{name}' ends at byte {end} of a slot of {len(slot)}")
-        slot[at:end] = source
-        placed.append(Placed(name, datatype, shape, at, end - at))
-        at = -(-end // ALIGN) * ALIGN
+        start = at
+        for piece in data if isinstance(data, tuple) else (data,):
+            source = memoryview(piece)
+            if source.format != "B":
+                source = source.cast("B")
+            end = at + source.nbytes
+            if end > len(slot):
+                total = start + RawTensor(name, datatype, shape, data).nbytes
+                raise TensorTooLarge(f"tensor '{name}' ends at byte {total} of a slot of {len(slot)}")
+            slot[at:end] = source
+            at = end
+        placed.append(Placed(name, datatype, shape, start, at - start))
+        at = -(-at // ALIGN) * ALIGN
     return placed
 
 

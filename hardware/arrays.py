@@ -52,14 +52,14 @@ _LENGTH = struct.Struct("<I")
 
 
 def from_raw(tensor: RawTensor) -> np.ndarray[Any, Any]:
-    """View the tensor's bytes as an array; copies only BYTES, and data that is not aligned to its own elements.
+    """View the tensor's bytes as an array; copies only BYTES, pieces, and data not aligned to its own elements.
 
     The size must have been checked. Raises ``InvalidInput`` for BYTES that are not what ``shape`` says, or not UTF-8.
     """
     if tensor.datatype == "BYTES":
         strings = _decode_bytes(tensor)
         return np.array(strings, dtype=object).reshape(tensor.shape)
-    array: np.ndarray[Any, Any] = np.frombuffer(tensor.data, dtype=_DTYPES[tensor.datatype]).reshape(tensor.shape)
+    array: np.ndarray[Any, Any] = np.ndarray(tensor.shape, _DTYPES[tensor.datatype], tensor.whole)
     return array if array.flags.aligned else array.copy()
 
 
@@ -69,8 +69,9 @@ def to_raw(info: TensorInfo, array: Any) -> RawTensor:
         raise RunFailed(f"output '{info.name}' is not a tensor")
     if info.datatype == "BYTES":
         return RawTensor(info.name, "BYTES", array.shape, _encode_bytes(array))
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return RawTensor(info.name, info.datatype, array.shape, flat.data)
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return RawTensor(info.name, info.datatype, array.shape, array.data.cast("B") if array.size else b"")
 
 
 def from_address(name: str, datatype: str, shape: tuple[int, ...], address: int) -> RawTensor:
@@ -80,7 +81,7 @@ def from_address(name: str, datatype: str, shape: tuple[int, ...], address: int)
 
 
 def _decode_bytes(tensor: RawTensor) -> list[str]:
-    data = memoryview(tensor.data)
+    data = memoryview(tensor.whole)
     count, at, end = prod(tensor.shape), 0, data.nbytes
     if count * 4 > end:
         raise InvalidInput(f"input '{tensor.name}' holds fewer than {count} strings")

@@ -1,4 +1,4 @@
-"""Frames to and from a worker over two non-blocking pipes, in as few system calls as they allow.
+"""Frames to and from a worker over non-blocking pipes, in as few system calls as they allow.
 
 Requests to an idle worker are written at once, those to a busy one once per loop iteration; one read takes whatever
 replies have come. Not here: what the frames mean (``worker_runtime``), the worker's side, which blocks (``worker``).
@@ -7,19 +7,21 @@ replies have come. Not here: what the frames mean (``worker_runtime``), the work
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 
 import msgspec
 
+from hardware.arena import Slot
 from hardware.errors import InvalidInput
-from hardware.frames import MAX_FRAME_BYTES, Reader, Reply, Request, append, decode_reply
+from hardware.frames import MAX_FRAME_BYTES, Reader, Reply, Request, append, decode_reply, encode_slot
 
 _READ_BYTES = 65536
 
 
 class Channel:
-    """Owns both descriptors.
+    """Owns the ``pipes``: requests, replies, and the control pipe, which overtakes requests.
 
     ``on_reply`` is called for each reply and raises ``ValueError`` for one that makes no sense, ``on_read`` after each
     batch of them, ``on_broken`` once, when the other side hangs up or, with the reason, does not speak the protocol.
@@ -27,15 +29,13 @@ class Channel:
 
     def __init__(
         self,
-        requests_fd: int,
-        replies_fd: int,
+        pipes: tuple[int, int, int],
         on_reply: Callable[[Reply], None],
         on_read: Callable[[], None],
         on_broken: Callable[[str], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._requests_fd = requests_fd
-        self._replies_fd = replies_fd
+        self._requests_fd, self._replies_fd, self._control_fd = pipes
         self._on_reply = on_reply
         self._on_read = on_read
         self._on_broken = on_broken
@@ -44,7 +44,7 @@ class Channel:
         self._flush_due = False
         self._writer_set = False
         self._reading = True
-        self._loop.add_reader(replies_fd, self._readable)
+        self._loop.add_reader(self._replies_fd, self._readable)
 
     def send(self, message: Request, *, at_once: bool) -> None:
         """Queue one frame; raises ``InvalidInput`` where it is too long."""
@@ -61,6 +61,14 @@ class Channel:
             self._flush_due = True
             self._loop.call_soon(self._flush)
 
+    def abandon(self, slot: Slot) -> None:
+        """Tell the worker that nobody wants the run in ``slot``, ahead of the requests it has not read yet."""
+        if self._control_fd < 0:
+            return
+        # With the pipe full of earlier ones the run just goes on; a worker that ends gives no answer either way.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._control_fd, encode_slot(slot))
+
     def drain(self) -> None:
         """Take every reply that was written before the other side ended."""
         while self._reading and self._read():
@@ -73,7 +81,8 @@ class Channel:
         if self._writer_set:
             self._loop.remove_writer(self._requests_fd)
         os.close(self._requests_fd)
-        self._requests_fd = -1
+        os.close(self._control_fd)
+        self._requests_fd = self._control_fd = -1
         self._outbox.clear()
 
     def close(self) -> None:

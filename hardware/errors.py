@@ -8,6 +8,8 @@
       NotLoaded              not_loaded            nothing is loaded under that key, or the runtime is closed
       RunFailed              run_failed            the model ran and failed
         DeviceOutOfMemory    out_of_memory         ... for want of memory
+        DeviceFault          device_fault          ... and left the device's context unusable: the process must end
+      EngineNotBuilt         engine_not_built      TensorRT could not build an engine of the model
       WorkerDied             worker_died           the runtime went away while it held the run
 
 Texts name tensors, operators and files by their bare names: no directory, no secret. Not here: codes and numbers of
@@ -57,6 +59,16 @@ class DeviceOutOfMemory(RunFailed):
     code = "out_of_memory"
 
 
+class DeviceFault(RunFailed):
+    """A sticky CUDA error: every later call in this process fails too (CUDA runtime API, error 700 and its like)."""
+
+    code = "device_fault"
+
+
+class EngineNotBuilt(HardwareError):
+    code = "engine_not_built"
+
+
 class WorkerDied(HardwareError):
     """The runtime that held the run is gone; whether the model ran is unknown.
 
@@ -72,7 +84,17 @@ class WorkerDied(HardwareError):
         self.signal = signal
 
 
-_CROSSING = (InvalidInput, TensorTooLarge, ModelRefused, BackendUnavailable, NotLoaded, RunFailed, DeviceOutOfMemory)
+_CROSSING = (
+    InvalidInput,
+    TensorTooLarge,
+    ModelRefused,
+    BackendUnavailable,
+    NotLoaded,
+    RunFailed,
+    DeviceOutOfMemory,
+    DeviceFault,
+    EngineNotBuilt,
+)
 BY_CODE: dict[str, type[HardwareError]] = {cls.code: cls for cls in _CROSSING}
 """Every error a worker may answer with."""
 

@@ -12,13 +12,17 @@ from typing import Any
 
 import msgspec
 
-from hardware.arena import Placed
+from hardware.arena import Placed, Slot
 from hardware.backend import Loaded, LoadOptions
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 """Longest frame either side accepts: a model's labels travel in ``Opened``, tensors never."""
 
+DEVICE_FAULT_STATUS = 74
+"""Exit status of a worker that ended itself after a sticky device error; its last reply says which."""
+
 _LENGTH = struct.Struct("<I")
+_SLOT = struct.Struct("<QQ")
 
 
 class Run(msgspec.Struct, array_like=True, tag=0, frozen=True):
@@ -93,6 +97,17 @@ def append(buffer: bytearray, message: Request | Reply) -> None:
     buffer += b"\0\0\0\0"
     _encoder.encode_into(message, buffer, start + 4)
     _LENGTH.pack_into(buffer, start, len(buffer) - start - 4)
+
+
+def encode_slot(slot: Slot) -> bytes:
+    """What the control pipe carries: a run that nobody wants any more. Shorter than PIPE_BUF, so written whole."""
+    return _SLOT.pack(*slot)
+
+
+def decode_slots(data: bytes) -> tuple[list[Slot], bytes]:
+    """The slots in ``data``, and the part of one at its end."""
+    whole = len(data) - len(data) % _SLOT.size
+    return [Slot(*fields) for fields in _SLOT.iter_unpack(data[:whole])], data[whole:]
 
 
 class Reader:

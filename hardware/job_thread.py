@@ -1,4 +1,4 @@
-"""One thread that does blocking work for an event loop, in order, and wakes the loop once per batch of results.
+"""Threads that do blocking work for an event loop, begun in order, and wake the loop once per batch of results.
 
 A thread pool of the loop would cost two wakes and two locks per job. Not here: what the work is (``inline_runtime``).
 """
@@ -19,23 +19,27 @@ class _Job(NamedTuple):
     settled: Callable[[], None] | None
 
 
-class JobThread:
-    """Belongs to the running loop. The thread is a daemon: a job that never ends must not keep the process alive."""
+class JobThreads:
+    """Belongs to the running loop. Threads are daemons: a job that never ends must not keep the process alive."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, count: int = 1) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._outcomes: deque[tuple[_Job, Any, Exception | None]] = deque()
         self._woken = False
         self._pending: set[asyncio.Future[Any]] = set()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True) for number in range(count)
+        ]
+        self._left = count
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, work: Callable[[], Any], settled: Callable[[], None] | None = None) -> asyncio.Future[Any]:
-        """Do ``work`` on the thread, unless the future is done before its turn comes.
+        """Do ``work`` on a thread, unless the future is done before its turn comes.
 
-        ``settled`` is called on the loop once the job is off the thread, before its future is resolved.
+        ``settled`` is called on the loop once the job is off its thread, before its future is resolved.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         self._pending.add(future)
@@ -48,10 +52,16 @@ class JobThread:
                 future.set_exception(make())
 
     async def close(self) -> None:
-        """Return once the job in progress is done and the thread is gone."""
-        self._jobs.put(None)
+        """Return once the jobs in progress are done and the threads are gone."""
+        for _ in self._threads:
+            self._jobs.put(None)
         await asyncio.shield(self._ended)
-        self._thread.join()
+        self.join()
+
+    def join(self) -> None:
+        """Block until the threads are gone, which :meth:`close` has told to go."""
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -84,5 +94,6 @@ class JobThread:
 
     def _end(self) -> None:
         self._settle()
-        if not self._ended.done():
+        self._left -= 1
+        if self._left == 0:
             self._ended.set_result(None)

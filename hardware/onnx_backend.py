@@ -1,8 +1,9 @@
-"""Sessions of ONNX Runtime: open, run, and the truth about where (DESIGN D8).
+"""Sessions of ONNX Runtime: open, run, and their errors in words of this project.
 
 ``onnxruntime`` is imported when the first model is opened: an agent starts without it. Its Linux wheels report home
 from 1.29 on unless ``ORT_DISABLE_TELEMETRY`` is set before that import, so this module sets it. Not here: judging the
-file (``validate``), the bytes of tensors (``arrays``), processes and threads (``worker``, ``inline_runtime``).
+file (``validate``), where a session runs (``onnx_providers``), the bytes of tensors (``arrays``), processes and threads
+(``worker``, ``inline_runtime``).
 """
 
 from __future__ import annotations
@@ -14,68 +15,102 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from hardware import arrays
-from hardware.backend import Loaded, LoadOptions, RawTensor, Signature, TensorInfo, check_inputs, shown
-from hardware.errors import BackendUnavailable, DeviceOutOfMemory, HardwareError, InvalidInput, ModelRefused, RunFailed
+from hardware import arrays, onnx_providers
+from hardware.backend import Interrupt, Loaded, LoadOptions, RawTensor, Signature, TensorInfo, check_inputs, shown
+from hardware.cuda import STICKY
+from hardware.errors import (
+    BackendUnavailable,
+    DeviceFault,
+    DeviceOutOfMemory,
+    HardwareError,
+    InvalidInput,
+    ModelRefused,
+    RunFailed,
+)
+from hardware.process_memory import resident_bytes
 from hardware.validate import check_model
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 PLATFORM = "onnxruntime_onnx"
-PROVIDERS = {
-    "onnxruntime-cpu": ["CPUExecutionProvider"],
-    "onnxruntime-cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    "onnxruntime-tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
-}
-"""Execution providers in order of preference, by the backend that is asked for."""
-
-_BACKENDS = {providers[0]: backend for backend, providers in PROVIDERS.items()}
 KNOWN_LAYOUTS = 256
+_CUDA_FAILURE = re.compile(r"CUDA (?:failure|error) (\d+)")
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
+class _RunOptions:
+    """Options of one run, which can end it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def end(self) -> None:
+        self.value.terminate = True
+
+
 class OnnxSession:
-    """One model in ONNX Runtime. Runs of one session may overlap in several threads."""
+    """One model in ONNX Runtime. All instances run in the one session: it allows it, and measured on the trained models
+    two threads in one session are as fast as in two, which would hold the weights twice."""
 
     def __init__(self, session: Any, runtime: ModuleType, loaded: Loaded) -> None:
         self.loaded = loaded
         self._session = session
         self._runtime = runtime
-        self._run_options = runtime.RunOptions()
         signature = loaded.signature
         self._outputs = {info.name: info for info in signature.outputs}
         self._all_outputs = list(self._outputs)
+        self._free_options: list[_RunOptions] = []
+        """Kept, for every run without any makes some of its own."""
         self._known_good: set[tuple[tuple[str, str, tuple[int, ...], int], ...]] = set()
         self._has_bfloat16 = any(info.datatype == "BF16" for info in signature.inputs + signature.outputs)
 
-    def run(self, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> list[RawTensor]:
+    def run(
+        self, inputs: Sequence[RawTensor], outputs: Sequence[str], interrupt: Interrupt | None = None
+    ) -> list[RawTensor]:
         self._check(inputs)
-        names = list(outputs) or self._all_outputs
-        for name in names:
-            if name not in self._outputs:
-                raise InvalidInput(f"the model has no output {shown(name)}")
+        names = self._all_outputs
+        if outputs:
+            names = list(outputs)
+            if unknown := [name for name in names if name not in self._outputs]:
+                raise InvalidInput(f"the model has no output {shown(unknown[0])}")
         feed = {tensor.name: arrays.from_raw(tensor) for tensor in inputs}
+        options = self._take_options()
+        if interrupt is not None:
+            interrupt.on_set(options.end)
         try:
             if self._has_bfloat16:
-                return self._run_values(names, inputs, feed)
-            results = self._session.run(names, feed, self._run_options)
+                return self._run_values(names, inputs, feed, options.value)
+            results = self._session.run(names, feed, options.value)
         except Exception as error:  # noqa: BLE001 - the binding's exceptions share no other base
             raise _run_error(error) from None
+        finally:
+            if interrupt is not None:
+                interrupt.on_set(None)
+            if interrupt is None or not interrupt.is_set:  # else they would end the next run
+                self._free_options.append(options)
         return [arrays.to_raw(self._outputs[name], result) for name, result in zip(names, results, strict=True)]
+
+    def close(self) -> None:
+        self._session = None
+
+    def _take_options(self) -> _RunOptions:
+        try:
+            return self._free_options.pop()
+        except IndexError:
+            return _RunOptions(self._runtime.RunOptions())
 
     def _check(self, inputs: Sequence[RawTensor]) -> None:
         """Check each layout once: callers send the same one over and over."""
-        layout = tuple([(t.name, t.datatype, t.shape, memoryview(t.data).nbytes) for t in inputs])
+        layout = tuple([(t.name, t.datatype, t.shape, t.nbytes) for t in inputs])
         if layout not in self._known_good:
             check_inputs(self.loaded.signature, inputs)
             if len(self._known_good) >= KNOWN_LAYOUTS:
                 self._known_good.clear()
             self._known_good.add(layout)
 
-    def terminate(self) -> None:
-        self._run_options.terminate = True
-
-    def _run_values(self, names: list[str], inputs: Sequence[RawTensor], feed: dict[str, Any]) -> list[RawTensor]:
+    def _run_values(
+        self, names: list[str], inputs: Sequence[RawTensor], feed: dict[str, Any], options: Any
+    ) -> list[RawTensor]:
         """The slower way through OrtValues: numpy has no BF16, so those tensors go by address."""
         value = self._runtime.OrtValue
         values = {
@@ -84,7 +119,7 @@ class OnnxSession:
             else value.ortvalue_from_numpy(feed[tensor.name])
             for tensor in inputs
         }
-        results = self._session.run_with_ort_values(names, values)
+        results = self._session.run_with_ort_values(names, values, options)
         return [
             arrays.from_address(name, "BF16", tuple(result.shape()), result.data_ptr())
             if self._outputs[name].datatype == "BF16"
@@ -98,26 +133,29 @@ def open_session(path: str, options: LoadOptions) -> OnnxSession:
     started = time.monotonic()
     check_model(path, options.max_model_bytes)
     runtime = _onnxruntime()
-    resident = _resident_bytes()
+    resident = resident_bytes(os.getpid()) or 0
+    session_options = _session_options(runtime, options)
+    onnx_providers.prepare(runtime, session_options, options)
     try:
-        session = runtime.InferenceSession(
-            path, _session_options(runtime, options), providers=_providers(runtime, options.backend)
-        )
+        session, reasons = onnx_providers.create(runtime, path, session_options, options)
         signature = _signature(session)
+        effective, detail = onnx_providers.placement(session, reasons, options)
     except HardwareError:
         raise
     except Exception as error:  # noqa: BLE001 - the binding's exceptions share no other base
         raise _load_error(error, path) from None
-    effective = _BACKENDS.get(session.get_providers()[0], "onnxruntime-cpu")
-    if effective != options.backend and effective == "onnxruntime-cpu" and not options.allow_cpu:
-        raise BackendUnavailable(f"{options.backend} was asked for, but the model would run on the CPU")
+    if effective == "onnxruntime-tensorrt":
+        onnx_providers.check_profiles(signature, options)
+    if hasattr(runtime, "__fake__"):
+        detail = "; ".join(filter(None, ("simulated: no GPU is used", detail)))
     loaded = Loaded(
         signature=signature,
         requested=options.backend,
         effective=effective,
         platform=PLATFORM,
         load_ms=(time.monotonic() - started) * 1e3,
-        memory_bytes=max(0, _resident_bytes() - resident),
+        memory_bytes=max(0, (resident_bytes(os.getpid()) or 0) - resident),
+        detail=detail,
     )
     return OnnxSession(session, runtime, loaded)
 
@@ -130,15 +168,6 @@ def _onnxruntime() -> ModuleType:
             f"onnxruntime cannot be imported ({error.name}): install inference-mesh[cpu]"
         ) from None
     return onnxruntime  # type: ignore[no-any-return]
-
-
-def _providers(runtime: ModuleType, backend: str) -> list[str]:
-    """Those the installed build has: it would warn on others and go on without them."""
-    wanted = PROVIDERS.get(backend)
-    if wanted is None:
-        raise BackendUnavailable(f"there is no backend '{backend}'; there are {', '.join(PROVIDERS)}")
-    available = runtime.get_available_providers()
-    return [provider for provider in wanted if provider in available]
 
 
 def _session_options(runtime: ModuleType, options: LoadOptions) -> Any:
@@ -179,6 +208,8 @@ def _run_error(error: Exception) -> HardwareError:
     if isinstance(error, HardwareError):
         return error
     text = _text(error)
+    if (code := _CUDA_FAILURE.search(text)) and int(code[1]) in STICKY:
+        return DeviceFault(text.split(" ; ")[0])  # what follows names the build's files and this host
     if isinstance(error, MemoryError) or _is_memory(text):
         return DeviceOutOfMemory(f"the run found no memory: {text}")
     if type(error).__name__ == "InvalidArgument" or isinstance(error, ValueError):
@@ -194,8 +225,3 @@ def _text(error: Exception) -> str:
     """The runtime's words without its status prefix and the source files of its build."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/\S*\.(?:cc|h|cpp|cu):\d+ ", "", str(error))
     return " ".join(text.split())[:300]
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

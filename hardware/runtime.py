@@ -29,9 +29,13 @@ class Runtime(Protocol):
         """Run a loaded model; no ``outputs`` means all, in declared order.
 
         Every failure arrives through the future: ``NotLoaded``, ``InvalidInput``, ``TensorTooLarge``, ``RunFailed``,
-        ``DeviceOutOfMemory``, ``WorkerDied``. The result's memory is the caller's own. Cancelling the future gives up
-        the answer, not the run.
+        ``DeviceOutOfMemory``, ``WorkerDied``. The result's memory is the caller's own. At most ``options.instances`` of
+        a model go on at the same time; more wait in order. Cancelling the future gives up the answer, not the run.
         """
+
+    def abandon(self, run: asyncio.Future[list[RawTensor]]) -> None:
+        """Nobody wants this run any more: it is not begun, or ended early where its backend can. Its future fails with
+        ``RunFailed``, or is answered if the run was quicker."""
 
     async def unload(self, key: str) -> None:
         """Close the model once the runs before this call are done; raises ``NotLoaded``."""

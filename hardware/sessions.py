@@ -1,13 +1,13 @@
 """The open sessions of one process, by key, and the explicit choice of the backend that opens them.
 
-Used by both runtimes, each on one thread. Not here: the backends, processes, threads.
+Models are loaded and unloaded on one thread, run on any. Not here: the backends, processes, threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hardware.backend import Loaded, LoadOptions, RawTensor, Session
+from hardware.backend import Interrupt, Loaded, LoadOptions, RawTensor, Session
 from hardware.errors import BackendUnavailable, ModelRefused, NotLoaded
 
 
@@ -17,6 +17,10 @@ def open_session(path: str, options: LoadOptions) -> Session:
         from hardware import onnx_backend
 
         return onnx_backend.open_session(path, options)
+    if options.backend == "tensorrt":
+        from hardware import tensorrt_session
+
+        return tensorrt_session.open_session(path, options)
     raise BackendUnavailable(f"there is no backend '{options.backend}'")
 
 
@@ -31,27 +35,25 @@ class Sessions:
         self._open[key] = session
         return session.loaded
 
-    def get(self, key: str) -> Session:
+    def run(
+        self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str], interrupt: Interrupt | None = None
+    ) -> list[RawTensor]:
         session = self._open.get(key)
         if session is None:
             raise NotLoaded(f"'{key}' is not loaded")
-        return session
-
-    def run(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> list[RawTensor]:
-        return self.get(key).run(inputs, outputs)
+        return session.run(inputs, outputs, interrupt)
 
     def unload(self, key: str) -> None:
-        self.get(key)
-        del self._open[key]
+        session = self._open.pop(key, None)
+        if session is None:
+            raise NotLoaded(f"'{key}' is not loaded")
+        session.close()
 
     def discard(self, key: str) -> None:
         """Unload whatever is there."""
-        self._open.pop(key, None)
-
-    def terminate(self) -> None:
-        """Make every run in progress fail; for closing, the sessions are of no use after."""
-        for session in list(self._open.values()):
-            session.terminate()
+        if key in self._open:
+            self.unload(key)
 
     def close(self) -> None:
-        self._open.clear()
+        for key in list(self._open):
+            self.unload(key)

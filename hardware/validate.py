@@ -19,7 +19,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from hardware.errors import ModelRefused
+from hardware.errors import DeviceOutOfMemory, ModelRefused
 from hardware.protobuf import BYTES, VARINT, Malformed, fields, text
 
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -37,7 +37,8 @@ _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 
 
 def check_model(path: str, max_bytes: int) -> None:
-    """Raise ``ModelRefused`` unless the file at ``path`` may be handed to a runtime."""
+    """Raise ``ModelRefused`` unless the file at ``path`` may be handed to a runtime, ``DeviceOutOfMemory`` if it cannot
+    be looked at."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo must not block the open
     except OSError as error:
@@ -50,8 +51,11 @@ def check_model(path: str, max_bytes: int) -> None:
             raise ModelRefused(f"the model file has {info.st_size} bytes, more than the {max_bytes} allowed")
         if info.st_size == 0:
             raise ModelRefused("the model file is empty")
-        # Unmapped with the last view of it, which a refusal's traceback may hold.
-        check_bytes(memoryview(mmap.mmap(fd, info.st_size, access=mmap.ACCESS_READ)))
+        try:
+            mapped = mmap.mmap(fd, info.st_size, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise DeviceOutOfMemory(f"no memory to read the model file: {error.strerror}") from None
+        check_bytes(memoryview(mapped))  # unmapped with the last view of it, which a refusal's traceback may hold
     finally:
         os.close(fd)
 

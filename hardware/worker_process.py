@@ -15,22 +15,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from hardware.arena import Arena
+from hardware.confinement import environment
 from hardware.errors import WorkerDied
+from hardware.frames import DEVICE_FAULT_STATUS
+from hardware.process_memory import oom_kills, resident_bytes
 
 MIB = 1024**2
 
-_ENVIRONMENT = frozenset({"HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR", "TZ", "VIRTUAL_ENV"})
-_ENVIRONMENT_PREFIXES = ("CUDA_", "LC_", "NVIDIA_", "ORT_")
-"""What a worker inherits. It runs models of strangers: tokens and keys in the agent's environment stay there."""
-
 _STDERR = 2
-_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     slots: int = 8
-    """Runs the worker may hold at once; more wait in the parent. It runs one at a time."""
+    """Runs the worker may hold at once; more wait in the parent."""
     slot_bytes: int = 64 * MIB
     """Most bytes the inputs of one run, and its outputs, may have. Virtual: only what was written is resident."""
     address_space_bytes: int | None = None
@@ -40,7 +38,8 @@ class WorkerOptions:
 
 
 class WorkerProcess:
-    """``exit_fd`` is readable once the process has ended; the pipes are the caller's to close."""
+    """``exit_fd`` is readable once the process has ended; ``pipes`` (requests, replies, control) are the caller's to
+    close."""
 
     def __init__(self, options: WorkerOptions) -> None:
         """Start a worker; raises ``OSError``.
@@ -54,12 +53,14 @@ class WorkerProcess:
             self.outputs = Arena.create("mesh-outputs", options.slots, options.slot_bytes, peer_reads_only=False)
             arenas.callback(self.outputs.close)
             limits = (self.inputs.slots, self.inputs.slot_bytes, options.address_space_bytes or 0)
-            self._process, self.requests_fd, self.replies_fd = _spawn((self.inputs.fd, self.outputs.fd), limits)
+            self._killed = False
+            self._oom_kills = oom_kills()
+            self._process, self.pipes = _spawn((self.inputs.fd, self.outputs.fd), limits)
             try:
                 self.exit_fd = os.pidfd_open(self._process.pid)
             except OSError:
-                os.close(self.requests_fd)
-                os.close(self.replies_fd)
+                for fd in self.pipes:
+                    os.close(fd)
                 self._process.kill()
                 self._process.wait()
                 raise
@@ -69,11 +70,16 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def kill(self) -> None:
-        """SIGKILL; harmless once the process has ended."""
+    def kill(self, *, hung_up: bool = False) -> None:
+        """SIGKILL; harmless once the process has ended. One that hung up has met another end, which it keeps."""
         if self.exit_fd >= 0:
+            self._killed |= not hung_up
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.exit_fd, signal.SIGKILL)
+
+    def resident_bytes(self) -> int | None:
+        """Resident memory without the arenas, which the parent has mapped too; None once the process has ended."""
+        return resident_bytes(self.pid) if self.exit_fd >= 0 else None
 
     def reap(self) -> WorkerDied:
         """Collect the ended process, release its arenas and say how it ended. Blocks unless ``exit_fd`` is readable."""
@@ -81,50 +87,47 @@ class WorkerProcess:
         os.close(self.exit_fd)
         self.exit_fd = -1
         self._arenas.close()
-        if status >= 0:
-            return WorkerDied(f"the worker process exited with status {status}", exit_code=status)
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:  # a real-time signal has no name
-            name = f"signal {-status}"
-        return WorkerDied(f"the worker process was ended by {name}", signal=-status)
+        before, after = self._oom_kills, oom_kills()
+        out_of_memory = not self._killed and before is not None and after is not None and after > before
+        return how_it_ended(status, out_of_memory=out_of_memory)
 
 
-def _spawn(arena_fds: tuple[int, int], limits: tuple[int, ...]) -> tuple[subprocess.Popen[bytes], int, int]:
+def how_it_ended(status: int, *, out_of_memory: bool) -> WorkerDied:
+    """``status`` as subprocess gives it; ``out_of_memory``: its SIGKILL is not ours, and the kernel did kill."""
+    if status == DEVICE_FAULT_STATUS:
+        return WorkerDied(f"the worker process ended itself (status {status}) after a device fault", exit_code=status)
+    if status >= 0:
+        return WorkerDied(f"the worker process exited with status {status}", exit_code=status)
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal has no name
+        name = f"signal {-status}"
+    why = ", probably because memory ran out" if out_of_memory and -status == signal.SIGKILL else ""
+    return WorkerDied(f"the worker process was ended by {name}{why}", signal=-status)
+
+
+def _spawn(arena_fds: tuple[int, int], limits: tuple[int, ...]) -> tuple[subprocess.Popen[bytes], tuple[int, int, int]]:
+    """The process, and our ends of its pipes: requests, replies, control."""
     request_read, request_write = os.pipe()
     reply_read, reply_write = os.pipe()
-    theirs = (request_read, reply_write, *arena_fds)
+    control_read, control_write = os.pipe()
+    theirs = (request_read, reply_write, control_read, *arena_fds)
+    ours = (request_write, reply_read, control_write)
     try:
         process = subprocess.Popen(  # noqa: S603 - our own module and numbers
             [sys.executable, "-m", "hardware.worker", *map(str, (os.getpid(), *theirs, *limits))],
             stdin=subprocess.DEVNULL,
             stdout=_STDERR,  # backends print; what they print must reach nothing that is parsed
-            env=_environment(),
+            env=environment(),
             pass_fds=theirs,
         )
     except BaseException:
-        os.close(request_write)
-        os.close(reply_read)
+        for fd in ours:
+            os.close(fd)
         raise
     finally:
-        os.close(request_read)
-        os.close(reply_write)
-    os.set_blocking(request_write, False)
-    os.set_blocking(reply_read, False)
-    return process, request_write, reply_read
-
-
-def _environment() -> dict[str, str]:
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)
-    }
-    path = os.pathsep.join(filter(None, (_PACKAGE_ROOT, kept.get("PYTHONPATH"))))
-    return kept | {
-        "ORT_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": "1",  # numpy only carries bytes here
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONPATH": path,
-        "PYTHONSAFEPATH": "1",  # keeps the working directory off the module path, from Python 3.11 on
-    }
+        for fd in (request_read, reply_write, control_read):
+            os.close(fd)
+    for fd in ours:
+        os.set_blocking(fd, False)
+    return process, ours

@@ -2,8 +2,8 @@
 
 Tensors lie in the slots of two sealed arenas, messages go over a ``channel``. A run takes a slot or waits for one,
 first come first served; the slot is free again when its reply was read or the worker is dead, never when the caller
-gives up. Results are copied out before they are looked at. Not here: restarts and deadlines (the agent's), the process
-itself (``worker_process``), its other side (``worker``).
+gives up or abandons it. Results are copied out before they are looked at. Not here: restarts and deadlines (the
+agent's), the process itself (``worker_process``), its other side (``worker``).
 """
 
 from __future__ import annotations
@@ -12,14 +12,23 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from hardware.arena import Slot, SlotTable, copy_out, put
 from hardware.backend import Loaded, LoadOptions, RawTensor, check_inputs
 from hardware.channel import Channel
-from hardware.errors import BackendUnavailable, HardwareError, NotLoaded, WorkerDied, from_code
-from hardware.frames import Done, Failed, Load, Opened, Ready, Refused, Reply, Request, Run, Unload
+from hardware.errors import (
+    BackendUnavailable,
+    DeviceFault,
+    HardwareError,
+    NotLoaded,
+    RunFailed,
+    WorkerDied,
+    from_code,
+)
+from hardware.frames import DEVICE_FAULT_STATUS, Done, Failed, Load, Opened, Ready, Refused, Reply, Request, Run, Unload
 from hardware.worker_process import WorkerOptions, WorkerProcess
 
 _READY_TICKET = 0
@@ -47,14 +56,19 @@ class WorkerRuntime:
         self.on_death = on_death
         self._options = options or WorkerOptions()
         self._alive = False
+        """Whether the process is there; of use it is until it is lost or closing."""
         self._started = False
+        self._lost = False
         self._closing = False
         self._fault = ""
         self._gone: Callable[[], HardwareError] = lambda: NotLoaded("the runtime is not started")
         self._slots = SlotTable(self._options.slots)
-        self._running: dict[Slot, asyncio.Future[Results]] = {}
+        self._running: dict[Slot, tuple[asyncio.Future[Results], str]] = {}
+        """Future and key of the run in each slot; its inputs are copied, and let go."""
         self._waiting: deque[_Call] = deque()
         self._loaded: dict[str, Loaded] = {}
+        self._leaving: dict[str, asyncio.Future[Any]] = {}
+        """Models to be unloaded when their last runs are answered."""
         self._tickets: dict[int, asyncio.Future[Any]] = {}
         self._last_ticket = _READY_TICKET
 
@@ -68,9 +82,7 @@ class WorkerRuntime:
         except OSError as error:
             raise BackendUnavailable(f"a worker process cannot be started: {error.strerror}") from error
         self._alive = True
-        self._channel = Channel(
-            process.requests_fd, process.replies_fd, self._on_reply, self._dispatch_waiting, self._on_broken
-        )
+        self._channel = Channel(process.pipes, self._on_reply, self._dispatch_waiting, self._on_broken)
         self._loop.add_reader(process.exit_fd, self._on_exit)
         try:
             await ready
@@ -91,11 +103,15 @@ class WorkerRuntime:
 
     @property
     def alive(self) -> bool:
-        return self._alive and not self._closing
+        return self._alive and not self._closing and not self._lost
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def resident_bytes(self) -> int | None:
+        """Memory of the worker, without the arenas it shares with this process; None unless it is alive."""
+        return self._process.resident_bytes() if self._alive else None
 
     async def load(self, key: str, path: str, options: LoadOptions) -> Loaded:
         answer = self._ask(lambda ticket: Load(ticket, key, path, options))
@@ -111,10 +127,11 @@ class WorkerRuntime:
     async def unload(self, key: str) -> None:
         if self.alive and self._loaded.pop(key, None) is None:
             raise NotLoaded(f"'{key}' is not loaded")
-        without_slot = [call.future for call in self._waiting if call.key == key]
-        if without_slot:
-            await asyncio.wait(without_slot)
-        await self._ask(lambda ticket: Unload(ticket, key))
+        if not self.alive:
+            raise self._gone()
+        answer = self._leaving[key] = self._loop.create_future()
+        self._unload_idle()
+        await answer
 
     def run(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> asyncio.Future[Results]:
         future: asyncio.Future[Results] = self._loop.create_future()
@@ -134,6 +151,19 @@ class WorkerRuntime:
         except HardwareError as error:
             future.set_exception(error)
         return future
+
+    def abandon(self, run: asyncio.Future[Results]) -> None:
+        for slot, (future, _) in self._running.items():
+            if future is run:
+                self._channel.abandon(slot)
+                return
+        for call in self._waiting:
+            if call.future is run:
+                self._waiting.remove(call)
+                if not run.done():
+                    run.set_exception(RunFailed("the run was abandoned before it began"))
+                self._unload_idle()
+                return
 
     def kill(self) -> None:
         """End the process now, for one that hangs: everything in it fails, and ``on_death`` is called."""
@@ -163,7 +193,7 @@ class WorkerRuntime:
         except BaseException:
             self._slots.release(slot)
             raise
-        self._running[slot] = call.future
+        self._running[slot] = call.future, call.key
 
     def _dispatch_waiting(self) -> None:
         while self._waiting and self.alive:
@@ -178,14 +208,22 @@ class WorkerRuntime:
                 self._dispatch(slot, call)
             except HardwareError as error:
                 call.future.set_exception(error)
+        if self._leaving:
+            self._unload_idle()
 
-    def _ask(self, request: Callable[[int], Request]) -> asyncio.Future[Any]:
+    def _unload_idle(self) -> None:
+        """Unload what is leaving and has no run left, given up ones included: else the worker would wait for them."""
+        busy = {key for _, key in self._running.values()} | {call.key for call in self._waiting}
+        for key in self._leaving.keys() - busy:
+            self._ask(partial(Unload, key=key), self._leaving.pop(key))
+
+    def _ask(self, request: Callable[[int], Request], answer: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request that needs no slot."""
         if not self.alive:
             raise self._gone()
         self._last_ticket += 1
         self._channel.send(request(self._last_ticket), at_once=True)
-        answer = self._tickets[self._last_ticket] = self._loop.create_future()
+        answer = self._tickets[self._last_ticket] = answer or self._loop.create_future()
         return answer
 
     def _on_reply(self, reply: Reply) -> None:
@@ -195,30 +233,34 @@ class WorkerRuntime:
         answer = self._tickets.pop(_READY_TICKET if isinstance(reply, Ready) else reply.ticket, None)
         if answer is None:
             raise ValueError("nobody asked")
-        if answer.done():
-            return
         if isinstance(reply, Refused):
-            answer.set_exception(from_code(reply.code, reply.text))
-        else:
+            self._fail(answer, from_code(reply.code, reply.text))
+        elif not answer.done():
             answer.set_result(reply.loaded if isinstance(reply, Opened) else None)
 
     def _on_run_reply(self, reply: Done | Failed) -> None:
         slot = Slot(reply.slot, reply.generation)
-        future = self._running.get(slot)
+        future, _ = self._running.get(slot, (None, ""))
         if future is None:
             raise ValueError(f"slot {slot.number} is not in use")
-        if not future.done():
-            if isinstance(reply, Failed):
-                future.set_exception(from_code(reply.code, reply.text))
-            else:
-                future.set_result(copy_out(self._process.outputs.slot(slot.number), reply.outputs))
+        if isinstance(reply, Failed):
+            self._fail(future, from_code(reply.code, reply.text))
+        elif not future.done():
+            future.set_result(copy_out(self._process.outputs.slot(slot.number), reply.outputs))
         del self._running[slot]
         self._slots.release(slot)
+
+    def _fail(self, future: asyncio.Future[Any], error: HardwareError) -> None:
+        if not future.done():
+            future.set_exception(error)
+        if isinstance(error, DeviceFault):  # the worker's last words: it is ending
+            text = f"the worker process ended itself after a device fault: {error.text}"
+            self._lose(WorkerDied(text, exit_code=DEVICE_FAULT_STATUS), lambda: DeviceFault(error.text))
 
     def _on_broken(self, reason: str) -> None:
         """A worker that does not speak is of no use; a hang-up is nearly always the first sign of its end."""
         self._fault = reason
-        self._process.kill()
+        self._process.kill(hung_up=not reason)
 
     def _on_exit(self) -> None:
         """The process has ended: take the replies it still wrote, fail what it leaves, release everything."""
@@ -227,18 +269,27 @@ class WorkerRuntime:
         self._channel.drain()
         self._channel.close()
         end = self._process.reap()
-        text = f"{end.text} {self._fault}".rstrip()
-        if not self._closing:
-            self._gone = lambda: WorkerDied(text, exit_code=end.exit_code, signal=end.signal)
-        self._fail_all(self._gone)
+        end.text = f"{end.text} {self._fault}".rstrip()
+        self._lose(end)
         self._exited.set_result(None)
+
+    def _lose(self, death: WorkerDied, answer: Callable[[], HardwareError] | None = None) -> None:
+        """Tell everybody, once: what is pending by ``answer`` (if it is not the death itself), and ``on_death``."""
+        if self._lost:
+            return
+        self._lost = True
+        if not self._closing:
+            self._gone = lambda: WorkerDied(death.text, exit_code=death.exit_code, signal=death.signal)
+        self._fail_all(answer or self._gone)
         if self.on_death is not None and self._started and not self._closing:
-            self.on_death(text)
+            self.on_death(death.text)
 
     def _fail_all(self, make: Callable[[], HardwareError]) -> None:
         """Fail every pending future; slots stay taken until their replies are read."""
-        pending = [*self._running.values(), *self._tickets.values(), *(call.future for call in self._waiting)]
+        runs = [future for future, _ in self._running.values()] + [call.future for call in self._waiting]
+        pending = [*runs, *self._tickets.values(), *self._leaving.values()]
         self._waiting.clear()
+        self._leaving.clear()
         for future in pending:
             if not future.done():
                 future.set_exception(make())

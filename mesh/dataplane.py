@@ -11,19 +11,22 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from mesh import hop
 from mesh.deadline import MAX_MS, Deadline
-from mesh.errors import Draining, Internal, InvalidRequest
+from mesh.errors import Draining, Internal, InvalidRequest, Unsupported
 from mesh.heartbeat import Reporter
 from mesh.hop import Context, Reply
 from mesh.lifecycle import within
 from mesh.messages import Report
+from mesh.metrics import Measured
 from mesh.oip.request import InferRequest, decode_request
 from mesh.oip.wire import Limits, quoted
+from mesh.repository import ModelRepository
 from mesh.router import Router
+from mesh.tally import Caller, Requests
 from mesh.trust import Trust
 from mesh.values import ModelIdentity, ModelMetadata, ModelRef
 from mesh.view import View
@@ -57,18 +60,26 @@ class Dataplane:
         still_coming: Callable[[], tuple[str, ...]],
         deadline_ms: float,
         limits: Limits,
+        repository: ModelRepository | None = None,
+        repository_open: bool = False,
+        metrics: Callable[[], Iterable[Measured]] = tuple,
     ) -> None:
         self.identity = identity
         self.view = view
         self.trust = trust
         self._reporter = reporter
         self.limits = limits
+        self.metrics = metrics
+        """Everything that is measured on this node, as of now."""
+        self.requests = Requests(view.held)
+        self._repository = repository
+        self._repository_open = repository_open
         self._router = router
         self._still_coming = still_coming
         self._deadline_ms = deadline_ms
         self.serving = True
         """False once the door drains."""
-        self._in_flight = 0
+        self.in_flight = 0
         self._idle = asyncio.Event()
 
     def report(self) -> Report:
@@ -89,6 +100,21 @@ class Dataplane:
         context = Context(Deadline.after_ms(METADATA_DEADLINE_MS), hops)
         return await self._router.metadata(self.view.resolve(ref), context)
 
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """Of OIP, as the server metadata lists them."""
+        offered = self._repository is not None and self._repository_open
+        return (*EXTENSIONS, "model_repository") if offered else EXTENSIONS
+
+    def repository(self, *, change: bool) -> ModelRepository:
+        """This node's models by name; raises ``Unsupported`` where there are none, or this door may not ``change``
+        them."""
+        if self._repository is None:
+            raise Unsupported("this node has no model repository; ask an agent")
+        if change and not self._repository_open:
+            raise Unsupported("models are loaded and unloaded at a loopback door only, or with http.repository = true")
+        return self._repository
+
     def model_ready(self, ref: ModelRef) -> bool:
         return self.view.ready(ref)
 
@@ -96,13 +122,11 @@ class Dataplane:
         self, ref: ModelRef, body: bytes | bytearray | memoryview, header_length: str | bytes | None
     ) -> InferRequest:
         """Body and ``Inference-Header-Content-Length`` to a request; raises ``InvalidRequest``."""
-        length = None
-        if header_length is not None:
-            if not header_length.isdigit() or not header_length.isascii():
-                text = header_length if isinstance(header_length, str) else header_length.decode("latin-1")
-                raise InvalidRequest(f"Inference-Header-Content-Length must be a count of bytes, got {quoted(text)}")
-            length = int(header_length[:20])
-        return decode_request(ref.name, ref.version, body, length, self.limits)
+        try:
+            return decode_request(ref.name, ref.version, body, _count(header_length), self.limits)
+        except Exception as error:
+            self.requests.failure(None, "application", error)
+            raise
 
     async def infer(
         self, request: InferRequest, arrived: float, hop_headers: Mapping[str, str] | None, *, want_load: bool
@@ -112,25 +136,35 @@ class Dataplane:
         ``hop_headers`` are those of a proven caller, None for an application (DESIGN D4). With ``want_load`` the reply
         says how busy the node that answers is.
         """
-        digest = hop_headers.get(hop.DIGEST, "") if hop_headers is not None else ""
-        identity = self.view.resolve(ModelRef(request.model, request.version), digest)
-        context = self._context(request, identity, arrived, hop_headers)
-        context.deadline.check()
-        if not self.serving and context.hops > 0:
-            raise Draining(f"node {self.identity.node} is draining")
-        self._in_flight += 1
+        caller: Caller = "application" if hop_headers is None else "node"
+        identity: ModelIdentity | None = None
         try:
-            reply = await self._router.infer(request, identity, context)
-        finally:
-            self._in_flight -= 1
-            if self._in_flight == 0:
-                self._idle.set()
+            digest = hop_headers.get(hop.DIGEST, "") if hop_headers is not None else ""
+            identity = self.view.resolve(ModelRef(request.model, request.version), digest)
+            reply = await self._route(request, identity, self._context(request, identity, arrived, hop_headers))
+        except BaseException as error:
+            self.requests.failure(identity, caller, error)
+            raise
+        seconds = time.monotonic() - arrived
+        self.requests.answer(identity, reply.route, caller, seconds)
         if want_load:
-            reply.time_ms = (time.monotonic() - arrived) * 1e3
+            reply.time_ms = seconds * 1e3
             local = self.view.local
             if reply.route == "local" and local is not None and (load := local.load(identity)) is not None:
                 reply.load = self._reporter.load(load)
         return reply
+
+    async def _route(self, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
+        context.deadline.check()
+        if not self.serving and context.hops > 0:
+            raise Draining(f"node {self.identity.node} is draining")
+        self.in_flight += 1
+        try:
+            return await self._router.infer(request, identity, context)
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self._idle.set()
 
     def _context(
         self, request: InferRequest, identity: ModelIdentity, arrived: float, headers: Mapping[str, str] | None
@@ -145,12 +179,22 @@ class Dataplane:
         """Wait until no request is in flight; how many still are after ``timeout_s`` seconds."""
         with contextlib.suppress(asyncio.TimeoutError):
             await within(timeout_s, self._until_idle())
-        return self._in_flight
+        return self.in_flight
 
     async def _until_idle(self) -> None:
-        while self._in_flight:
+        while self.in_flight:
             self._idle.clear()
             await self._idle.wait()
+
+
+def _count(header_length: str | bytes | None) -> int | None:
+    """Of bytes, as the header gives it."""
+    if header_length is None:
+        return None
+    if not header_length.isdigit() or not header_length.isascii():
+        text = header_length if isinstance(header_length, str) else header_length.decode("latin-1")
+        raise InvalidRequest(f"Inference-Header-Content-Length must be a count of bytes, got {quoted(text)}")
+    return int(header_length[:20])
 
 
 def unexpected(what: str) -> Internal:

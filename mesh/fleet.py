@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from msgspec.structs import asdict
+
 from mesh.membership import NodeView
-from mesh.messages import Report
+from mesh.messages import Gauges, ModelLoad, Report
 
 
 def nodes(own: Report, views: Iterable[NodeView]) -> dict[str, Any]:
@@ -28,22 +30,29 @@ def _row(report: Report, state: str) -> dict[str, Any]:
         "state": state,
         "http": report.http,
         "wait_ms": None if departed else round(report.wait_ms, 3),
-        "models": [
-            {
-                "name": m.name,
-                "version": m.version,
-                "digest": m.digest,
-                "state": m.state,
-                "in_flight": m.in_flight,
-                "service_ms": round(m.service_ms, 3) or None,
-                "reason": m.reason,
-            }
-            for m in report.models
-        ],
-        "gauges": {
-            "cpu_percent": report.gauges.cpu_percent,
-            "memory_used_bytes": report.gauges.memory_used_bytes,
-            "memory_total_bytes": report.gauges.memory_total_bytes,
-            "temperature_c": report.gauges.temperature_c,
-        },
+        "models": [_model(model) for model in report.models],
+        "capacity": None if departed else round(report.capacity, 3),
+        "gauges": _gauges(report.gauges),
     }
+
+
+def _model(m: ModelLoad) -> dict[str, Any]:
+    return {
+        "name": m.name,
+        "version": m.version,
+        "digest": m.digest,
+        "state": m.state,
+        "progress": m.progress,
+        "in_flight": m.in_flight,
+        "service_ms": round(m.service_ms, 3) or None,
+        "requested": m.requested or None,
+        "effective": m.effective or None,
+        "memory_bytes": m.memory_bytes,
+        "instances": m.instances,
+        "reason": m.reason,
+    }
+
+
+def _gauges(gauges: Gauges) -> dict[str, Any]:
+    """Every reading by name, null where unknown, and why it is."""
+    return asdict(gauges) | {"devices": [asdict(device) for device in gauges.devices]}

@@ -40,11 +40,13 @@ class Reporter:
         models: Callable[[], tuple[ModelLoad, ...]] = tuple,
         wait_ms: Callable[[], float] = float,
         gauges: Callable[[], Gauges] = Gauges,
+        capacity: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._facts = facts
         self._models = models
         self._wait_ms = wait_ms
         self._gauges = gauges
+        self._capacity = capacity
         self._seq = facts.seq
         self.state = facts.state
 
@@ -64,6 +66,7 @@ class Reporter:
             seq=self._seq,
             state=self.state,
             wait_ms=self._wait_ms(),
+            capacity=self._capacity(),
             models=self._models(),
             gauges=self._gauges(),
         )

@@ -1,10 +1,11 @@
-"""Every HTTP path but inference: OIP health and metadata, and the mesh's own report and node list.
+"""Every HTTP path but inference: OIP health, metadata and model repository, the mesh's report, node list and metrics.
 
-Read-only pages, on Starlette. Not here: the inference path (``http_door``).
+On Starlette. Not here: the inference path (``http_door``).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,15 +17,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mesh import fleet, hop
-from mesh.dataplane import EXTENSIONS, Dataplane, unexpected
-from mesh.errors import MeshError
+from mesh.dataplane import Dataplane, unexpected
+from mesh.errors import InvalidRequest, MeshError, Unsupported
 from mesh.messages import encode_report
+from mesh.metrics import CONTENT_TYPE, Snapshot
 from mesh.oip.documents import (
     encode_error,
     encode_model_metadata,
     encode_model_ready,
     encode_server_metadata,
 )
+from mesh.repository import ModelRepository
 from mesh.values import ModelRef
 
 MAX_CHALLENGE = 128
@@ -35,7 +38,9 @@ Page = Callable[[Request], Awaitable[Response]]
 def pages(dataplane: Dataplane) -> Starlette:
     """The application behind the door's fast path."""
     handlers: Any = {MeshError: _on_mesh_error, HTTPException: _on_http_error, Exception: _on_unexpected}
-    return Starlette(routes=[*_protocol(dataplane), *_mesh(dataplane)], exception_handlers=handlers)
+    return Starlette(
+        routes=[*_protocol(dataplane), *_repository(dataplane), *_mesh(dataplane)], exception_handlers=handlers
+    )
 
 
 def _protocol(dataplane: Dataplane) -> list[Route]:
@@ -49,7 +54,7 @@ def _protocol(dataplane: Dataplane) -> list[Route]:
 
     async def server(_: Request) -> Response:
         who = dataplane.identity
-        return _json(encode_server_metadata(who.server_name, who.version, EXTENSIONS))
+        return _json(encode_server_metadata(who.server_name, who.version, dataplane.extensions))
 
     async def model(request: Request) -> Response:
         proven = dataplane.trust.verify_token(request.headers.get(hop.TOKEN, ""))
@@ -72,6 +77,48 @@ def _protocol(dataplane: Dataplane) -> list[Route]:
     ]
 
 
+def _repository(dataplane: Dataplane) -> list[Route]:
+    """Triton's ``model_repository`` extension: what could be loaded, and loading it."""
+
+    async def index(request: Request) -> Response:
+        asked = await _object(request)
+        entries = await dataplane.repository(change=False).index()
+        return _json(msgspec.json.encode([e for e in entries if e.state == "READY" or not asked.get("ready")]))
+
+    async def load(request: Request) -> Response:
+        asked = await _object(request)
+        if asked.get("parameters"):
+            raise Unsupported("a model is loaded as its repository has it; parameters are not taken")
+        await _changeable(request, dataplane).load(request.path_params["name"])
+        return Response(status_code=200)
+
+    async def unload(request: Request) -> Response:
+        await _object(request)
+        await _changeable(request, dataplane).unload(request.path_params["name"])
+        return Response(status_code=200)
+
+    return [
+        Route("/v2/repository/index", index, methods=["POST"]),
+        Route("/v2/repository/models/{name}/load", load, methods=["POST"]),
+        Route("/v2/repository/models/{name}/unload", unload, methods=["POST"]),
+    ]
+
+
+def _changeable(request: Request, dataplane: Dataplane) -> ModelRepository:
+    """A page in a browser of this host reaches its loopback too, and says where it comes from."""
+    if "origin" in request.headers:
+        raise Unsupported("models are not loaded and unloaded from web pages")
+    return dataplane.repository(change=True)
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    """The JSON object of a body; an empty body is an empty object."""
+    try:
+        return msgspec.json.decode(await request.body() or b"{}", type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"the body is not a JSON object: {error}") from None
+
+
 def _mesh(dataplane: Dataplane) -> list[Route]:
     """What neighbours and the CLI ask."""
 
@@ -90,7 +137,12 @@ def _mesh(dataplane: Dataplane) -> list[Route]:
     async def nodes(_: Request) -> Response:
         return _json(msgspec.json.encode(fleet.nodes(dataplane.report(), dataplane.view.watcher.membership.nodes())))
 
+    async def metrics(_: Request) -> Response:
+        text = await asyncio.to_thread(Snapshot(dataplane.metrics()).text)
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
     return [
+        Route("/metrics", metrics),
         Route("/mesh/v1/report", report),
         Route("/mesh/v1/nodes", nodes),
         Route("/mesh/v1/models", models),

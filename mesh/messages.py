@@ -33,11 +33,46 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     deadline_ms: float = 0.0
     """The model's own default deadline, 0 where the setting decides."""
     reason: str = ""
-    """Why it is FAILED or QUARANTINED."""
+    """Why it is FAILED or QUARANTINED, or READY on another backend than the one asked for."""
+    progress: float | None = None
+    """Share of the TensorRT engine that is built, 0 to 1, while one is."""
+    requested: str = ""
+    """Backend asked for."""
+    effective: str = ""
+    """Backend it runs on (DESIGN D8); empty until it is loaded."""
+    memory_bytes: int | None = None
+    """Measured footprint: memory of its worker or of the GPU; None where unknown."""
+    instances: int = 1
+    """Inferences of it that may run at the same time."""
 
     @property
     def identity(self) -> ModelIdentity:
         return ModelIdentity(self.name, self.version, self.digest)
+
+
+class DeviceGauges(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Readings of one accelerator; None is unknown, never zero, and ``unknown`` says why."""
+
+    name: str
+    source: str = ""
+    """What was read: "nvml", "jetson-orin", "jetson-thor"."""
+    utilization_percent: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    unified_memory: bool = False
+    """Whether that memory is the box's own, already counted there."""
+    temperature_c: float | None = None
+    power_w: float | None = None
+    clock_mhz: float | None = None
+    clock_max_mhz: float | None = None
+    throttled: tuple[str, ...] | None = None
+    """Why clocks are held down now; empty if they are not."""
+    throttle_events: int | None = None
+    """How often that began since the agent started."""
+    energy_j: float | None = None
+    """Energy since the agent started."""
+    unknown: dict[str, str] = {}
+    """Why a reading is None, by its name."""
 
 
 class Gauges(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -47,6 +82,13 @@ class Gauges(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
     temperature_c: float | None = None
+    devices: tuple[DeviceGauges, ...] = ()
+    joule_per_inference: float | None = None
+    """Energy of the devices over the inferences of the last minute."""
+    memory_pressure_percent: float | None = None
+    """Share of the last 10 s in which something waited for memory."""
+    unknown: dict[str, str] = {}
+    """Why a reading is None, by its name."""
 
 
 class Report(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -78,6 +120,9 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Hex secret with which callers prove that they share the bus; only ever sent on the bus."""
     wait_ms: float = 0.0
     """Predicted wait before a new request starts to run: admitted work over capacity."""
+    capacity: float = 1.0
+    """Share of its speed at cool clocks that the node expects to have shortly, 0 to 1: below 1 where it throttles or is
+    about to. Service times and wait are reported with it already."""
     models: tuple[ModelLoad, ...] = ()
     gauges: Gauges = Gauges()
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -27,11 +27,14 @@ from mesh.http_door import HttpDoor
 from mesh.http_server import HttpServer
 from mesh.lifecycle import Tasks
 from mesh.messages import Gauges, ModelLoad, Report
+from mesh.metrics import Measured
 from mesh.nats_bus import NatsBus, NatsOptions
 from mesh.nats_connection import check_url, place
 from mesh.neighbours import IDLE_PERIOD_S, Neighbours
 from mesh.node_id import NodeIdentity
+from mesh.node_metrics import node_metrics
 from mesh.oip.wire import Limits
+from mesh.repository import ModelRepository
 from mesh.router import Router
 from mesh.settings import MeshSettings
 from mesh.subjects import CLOUD_SITE
@@ -56,6 +59,10 @@ class Holdings:
     coming: Callable[[], tuple[str, ...]] = tuple
     wait_ms: Callable[[], float] = float
     gauges: Callable[[], Gauges] = Gauges
+    capacity: Callable[[], float] = lambda: 1.0
+    repository: ModelRepository | None = None
+    metrics: Callable[[], Iterable[Measured]] = tuple
+    """What is measured beside what every node has."""
 
 
 class Node:
@@ -75,33 +82,38 @@ class Node:
         view = View(self.name, self.watcher, holdings.local)
         dispatches = Dispatches()
         self._ways = NodeWays(view, self.neighbours, self._http, dispatches, settings.router.max_hops)
-        router = Router(
+        self._router = Router(
             view=view,
             ways=self._ways,
             neighbours=self.neighbours,
             dispatches=dispatches,
             retry_ratio=settings.router.retry_ratio,
         )
-        self.reporter = Reporter(
-            self._facts(), models=holdings.models, wait_ms=holdings.wait_ms, gauges=holdings.gauges
-        )
+        self.reporter = self._reports_of(holdings)
         self.dataplane = Dataplane(
             identity=Identity(self.name, settings.http.server_name, VERSION),
-            router=router,
+            router=self._router,
             view=view,
             trust=self.trust,
             reporter=self.reporter,
             still_coming=holdings.coming,
             deadline_ms=settings.router.deadline_ms,
             limits=Limits(max_body_bytes=settings.http.max_body_bytes),
+            repository=holdings.repository,
+            repository_open=settings.http.repository or is_loopback(settings.http.listen),
+            metrics=lambda: self._metrics(holdings),
         )
         self._tasks = Tasks("node")
         self._heartbeat: Heartbeat | None = None
         self._bus_door: BusDoor | None = None
         self._serve_applications = role == "router"
 
-    def _facts(self) -> Report:
-        return Report(
+    def _metrics(self, holdings: Holdings) -> Iterator[Measured]:
+        yield from node_metrics(self.dataplane, self._router, self._ways)
+        yield from holdings.metrics()
+
+    def _reports_of(self, holdings: Holdings) -> Reporter:
+        facts = Report(
             node=self.name,
             site=self.site,
             mesh=self.settings.site.mesh,
@@ -112,6 +124,13 @@ class Node:
             ttl_ms=TTL_MS,
             state="starting",
             host=host_token(),
+        )
+        return Reporter(
+            facts,
+            models=holdings.models,
+            wait_ms=holdings.wait_ms,
+            gauges=holdings.gauges,
+            capacity=holdings.capacity,
         )
 
     @contextlib.asynccontextmanager

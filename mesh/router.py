@@ -113,6 +113,8 @@ class Router:
         self._budget = RetryBudget(ratio=retry_ratio)
         self._rng = rng or random.Random()
         self._running = 0
+        self.retries: Counter[str] = Counter()
+        """Tries after the first, by the code of the error that ended the one before."""
         self._under_way = UnderWay()
         view.watcher.on_change(self._under_way.on_change)
 
@@ -141,6 +143,7 @@ class Router:
                 enough = error.code in _COUNTED and met[error.code] >= MAX_MET
                 if (context.hops > 0 and way.hop is None) or enough or not self._may_retry(error, context):
                     raise failed from None
+                self.retries[error.code] += 1
                 log.debug("%s on %s failed (%s), trying elsewhere", identity.name, way.key, error.code)
                 tried.add(way.key)
                 if not isinstance(error, (NodeUnreachable, BusUnavailable)):

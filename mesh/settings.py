@@ -77,6 +77,8 @@ class HttpSettings(Group):
     server_name: str = "inference-mesh"
     """Name in the server metadata."""
     max_body_bytes: int = Field(default=64 << 20, ge=1024)
+    repository: bool = False
+    """Let callers load and unload models at a door that other hosts reach; on loopback they always may."""
     grace_s: float = Field(default=10.0, ge=0)
     """Longest that a drain may take on SIGTERM."""
 

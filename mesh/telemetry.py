@@ -1,4 +1,4 @@
-"""Log set-up, called once by a command. Not here: metrics (they come with the complete HTTP door), tracing."""
+"""Log set-up, called once by a command. Not here: metrics (``metrics``), tracing."""
 
 from __future__ import annotations
 

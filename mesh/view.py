@@ -81,6 +81,11 @@ class View:
         loads = [*self.here(ref.name), *(load for _, load in self.elsewhere(ref.name))]
         return any(load.identity == identity and load.state == "READY" for load in loads)
 
+    def held(self, identity: ModelIdentity) -> bool:
+        """Whether some node holds that version, in whatever state and of whatever bytes."""
+        loads = [*self.here(identity.name), *(load for _, load in self.elsewhere(identity.name))]
+        return any(load.version == identity.version for load in loads)
+
     def default_deadline_ms(self, identity: ModelIdentity) -> float:
         """The model's own default deadline where its holders declare one, else 0."""
         load = self.local.load(identity) if self.local is not None else None

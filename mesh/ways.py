@@ -67,6 +67,11 @@ class NodeWays:
         """From now on nodes can be reached over ``bus`` too, while it is connected."""
         self._bus, self._bus_hop = bus, hop
 
+    @property
+    def bus_connected(self) -> bool | None:
+        """None while no bus is known."""
+        return None if self._bus is None else self._bus.connected
+
     def ways(self, identity: ModelIdentity, context: Context, nbytes: int) -> list[Way]:
         local = self._view.local
         mine = self._own(identity, context)

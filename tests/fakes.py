@@ -53,6 +53,9 @@ class ScriptedRuntime:
     def __init__(self) -> None:
         self.on_death: Callable[[str], None] | None = None
         self.runs: list[tuple[str, Run]] = []
+        self.inputs: list[Sequence[RawTensor]] = []
+        """Of each of ``runs``."""
+        self.abandoned: list[Run] = []
         self.at_once: list[RawTensor] | HardwareError | None = None
         """Set it and runs are done before ``run`` returns."""
         self.alive = True
@@ -74,7 +77,11 @@ class ScriptedRuntime:
             future.set_result(self.at_once)
         else:
             self.runs.append((key, future))
+            self.inputs.append(inputs)
         return future
+
+    def abandon(self, run: Run) -> None:
+        self.abandoned.append(run)
 
     @property
     def keys(self) -> list[str]:

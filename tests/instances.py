@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge.instances import Instance, Instances
-from edge.repository import scan
+from edge.control import Control
+from edge.instance import Instance
+from edge.instances import Instances
 from edge.settings import ModelsSettings
 from hardware.runtime import Runtime
+from mesh.messages import ModelLoad
 from tests.fakes import until
 from tests.nats import soon
 
@@ -19,46 +22,51 @@ from tests.nats import soon
 class Loaded:
     """Instances of a repository on this machine's CPU; every state they go through is kept, and can be awaited."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, parts: Mapping[str, Any] | None = None, **settings: Any) -> None:
+        """``parts`` are what ``Instances`` may be given in place of the real ones."""
         self.settings = ModelsSettings(dir=folder, threads=1, **settings)
         self.history: dict[str, list[str]] = {}
-        self._folder = folder
-        self._moved = asyncio.Event()
+        """States by name of the model."""
+        self.seen: dict[str, list[str]] = {}
+        """And by name and version."""
+        self._parts = {"linger_s": 0.0} | dict(parts or {})
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Loaded]:
-        stored = await asyncio.to_thread(scan, self._folder, self.settings.max_file_bytes)
-        self.instances = Instances(stored, self.settings, self._on_change)
-        self._on_change()
+        self.instances = Instances(self.settings, self._on_change, **self._parts)
         async with self.instances.running():
-            yield self
+            self.control = Control(self.settings, self.instances)
+            async with self.control.running():
+                yield self
 
     def _on_change(self) -> None:
         for instance in self.instances.all():
-            seen = self.history.setdefault(instance.identity.name, [])
-            if seen[-1:] != [instance.state]:
-                seen.append(instance.state)
-        self._moved.set()
+            of_model = self.history.setdefault(instance.identity.name, [])
+            for seen in (of_model, self.seen.setdefault(instance.name, [])):
+                if seen[-1:] != [instance.state]:
+                    seen.append(instance.state)
 
     def get(self, name: str) -> Instance:
         found = self.instances.find(name, "1")
         assert found is not None
         return found
 
+    def report(self, name: str) -> ModelLoad:
+        return self.get(name).report(self.instances.service_ms(self.get(name)))
+
     def runtime(self, name: str) -> Runtime:
         found = self.get(name).served.runtime
         assert found is not None
         return found
 
+    def kill(self, name: str) -> None:
+        """SIGKILL the worker of a model."""
+        os.kill(self.runtime(name).pid, signal.SIGKILL)
+
     async def until_change(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds after a change of some state."""
 
-        async def wait() -> None:
-            while not condition():
-                self._moved.clear()
-                await self._moved.wait()
-
-        await soon(wait())
+        await soon(self.instances.changed.until(condition))
 
     async def until_state(self, name: str, state: str) -> Instance:
         await self.until_change(lambda: self.get(name).state == state)

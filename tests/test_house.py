@@ -49,7 +49,11 @@ DOORS: dict[str, set[str]] = {
     "uvicorn": set(),
     "starlette": {"mesh.http_pages"},
     "onnxruntime": {"hardware.onnx_backend"},
-    "tensorrt": {"hardware.tensorrt_backend"},
+    "cuda": {"hardware.cuda"},
+    "pynvml": {"hardware.nvml"},
+    "prometheus_client": {"mesh.metrics"},
+    "tensorrt": {"hardware.tensorrt"},
+    "tensorrt_rtx": {"hardware.tensorrt"},
     "onnx": set(),
     "tritonclient": set(),
 }

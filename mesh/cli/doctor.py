@@ -15,12 +15,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Optional
 
+import typer
 from rich.markup import escape
 
+from mesh.cli import acceptance as accepted
 from mesh.cli.door import Url, get, url_or_default
-from mesh.command import FAILED, Json, console, print_json
+from mesh.command import FAILED, Json, console, fail, print_json
 from mesh.errors import ConfigError, MeshError
 from mesh.nats_server import find_binary
 from mesh.node_id import default_state_dir
@@ -117,10 +119,18 @@ def multicast() -> Finding:
     return Finding("multicast", "ok", "224.0.0.251 can be joined")
 
 
+def hardware() -> Finding:
+    """What the box is, and which of its readings are unknown and why."""
+    from mesh.cli.doctor_hardware import look
+
+    return Finding("hardware", *look())
+
+
 CHECKS: tuple[Callable[[], Finding], ...] = (
     python,
     onnxruntime_packages,
     nats_server,
+    hardware,
     shared_memory,
     state_dir,
     multicast,
@@ -144,8 +154,19 @@ def door(url: str) -> Finding:
     return Finding("door", "ok", found)
 
 
-def doctor(url: Url = "", json: Json = False) -> None:
+def doctor(
+    acceptance: Annotated[bool, typer.Option("--acceptance", help="Try all backends of this box, for minutes")] = False,
+    models: Annotated[Optional[Path], typer.Option(help="Models to run beside the made ones; default ./models")] = None,  # noqa: UP045
+    seconds: Annotated[float, typer.Option(help="Steady load of each backend; less is less thorough")] = 60.0,
+    backend: Annotated[list[str], typer.Option(help="Only this backend, beside the CPU; may be repeated")] = [],  # noqa: B006 - typer's way to take an option many times
+    url: Url = "",
+    json: Json = False,
+) -> None:
     """Check this installation, this box and the door; exit 1 if something failed."""
+    if acceptance:
+        with fail():
+            accepted.acceptance(models, seconds, backend, as_json=json)
+        return
     findings = [*(check() for check in CHECKS), door(url)]
     if json:
         ok = all(f.state != "failed" for f in findings)

@@ -31,7 +31,7 @@ def int64(name: str, values: object) -> RawTensor:
 
 
 def floats(tensor: RawTensor) -> np.ndarray[Any, Any]:
-    return np.frombuffer(tensor.data, dtype=np.float32).reshape(tensor.shape)
+    return np.frombuffer(tensor.whole, dtype=np.float32).reshape(tensor.shape)
 
 
 def pair(first: int = 0) -> list[RawTensor]:

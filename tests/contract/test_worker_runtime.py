@@ -18,7 +18,7 @@ import uvloop
 
 from hardware import frames
 from hardware.arena import Placed
-from hardware.backend import LoadOptions
+from hardware.backend import LoadOptions, RawTensor
 from hardware.errors import DeviceOutOfMemory, InvalidInput, RunFailed, TensorTooLarge, WorkerDied
 from hardware.worker_process import WorkerOptions
 from hardware.worker_runtime import WorkerRuntime
@@ -86,7 +86,7 @@ async def test_a_hang_is_ended_by_kill_and_a_new_worker_serves(worker: WorkerRun
     async with WorkerRuntime(OPTIONS) as second:
         await load(second, tmp_path, onnx_models.loop())
         (count,) = await second.run("m", [int64("N", 7)], [])
-        assert np.frombuffer(count.data, dtype=np.int64)[0] == 7
+        assert np.frombuffer(count.whole, dtype=np.int64)[0] == 7
 
 
 async def test_the_process_is_gone_after_close_even_if_it_hangs(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_a_cancelled_run_keeps_its_slot_until_the_worker_is_done(worker: W
     given_up.cancel()
     assert len(worker._slots) == 1
     answers = await asyncio.gather(*(worker.run("m", [int64("N", n)], []) for n in (5, 6, 7)))
-    assert [np.frombuffer(a.data, dtype=np.int64)[0] for (a,) in answers] == [5, 6, 7]
+    assert [np.frombuffer(a.whole, dtype=np.int64)[0] for (a,) in answers] == [5, 6, 7]
 
 
 async def test_tensors_that_do_not_fit_a_slot_are_refused(worker: WorkerRuntime, tmp_path: Path) -> None:
@@ -163,6 +163,30 @@ async def test_what_a_backend_prints_disturbs_nothing(tmp_path: Path, monkeypatc
     async with WorkerRuntime(OPTIONS) as runtime:
         await load(runtime, tmp_path, onnx_models.simple())
         assert await runtime.run("m", pair(), [])
+
+
+async def test_its_memory_is_told_without_the_arenas(worker: WorkerRuntime, tmp_path: Path) -> None:
+    empty = worker.resident_bytes() or 0
+    await load(worker, tmp_path, onnx_models.identity("UINT8"))
+    loaded = worker.resident_bytes() or 0
+    assert 4 * 1024**2 < empty < loaded
+    async with WorkerRuntime(WorkerOptions(slots=1, slot_bytes=256 * 1024**2)) as other:
+        await load(other, tmp_path, onnx_models.identity("UINT8"))
+        await other.run("m", [RawTensor("INPUT", "UINT8", (200 * 1024**2,), bytes(200 * 1024**2))], [])
+        assert (other.resident_bytes() or 0) < loaded + 100 * 1024**2
+
+
+@pytest.mark.parametrize("ours", [False, True])
+async def test_a_kill_for_want_of_memory_is_named(monkeypatch: pytest.MonkeyPatch, ours: bool) -> None:
+    counts = iter((7, 8))  # before and after
+    monkeypatch.setattr("hardware.worker_process.oom_kills", lambda: next(counts))
+    died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    async with WorkerRuntime(OPTIONS, on_death=died.set_result) as runtime:
+        if ours:
+            runtime.kill()
+        else:
+            os.kill(runtime.pid, signal.SIGKILL)
+        assert ("memory ran out" in await asyncio.wait_for(died, 60)) != ours
 
 
 async def test_the_worker_is_confined(worker: WorkerRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +284,7 @@ def test_all_of_it_on_uvloop(tmp_path: Path) -> None:
         async with WorkerRuntime(OPTIONS) as runtime:
             await load(runtime, tmp_path, onnx_models.simple())
             answers = await asyncio.gather(*(runtime.run("m", pair(n), ["OUTPUT0"]) for n in range(50)))
-            assert [np.frombuffer(a.data, dtype=np.int32)[0] for (a,) in answers] == list(range(1, 51))
+            assert [np.frombuffer(a.whole, dtype=np.int32)[0] for (a,) in answers] == list(range(1, 51))
             last = runtime.run("m", pair(), [])
             runtime.kill()
             await asyncio.wait([last])

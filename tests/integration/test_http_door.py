@@ -75,7 +75,7 @@ async def test_metadata_of_the_server(door: Door) -> None:
     assert list(document) == ["name", "version", "extensions"]
     assert document["name"] == "shop"
     assert document["version"]
-    assert document["extensions"] == ["binary_tensor_data"]
+    assert document["extensions"] == ["binary_tensor_data", "model_repository"]
 
 
 @pytest.mark.parametrize("path", ["/v2/models/simple", "/v2/models/simple/versions/1"])

@@ -129,6 +129,22 @@ def test_tensors_come_out_as_they_were_put_in_and_aligned(parts: list[bytes]) ->
     assert all(tensor.offset % ALIGN == 0 for tensor in placed)
 
 
+@given(st.lists(st.binary(max_size=40), max_size=8), st.binary(max_size=40))
+def test_pieces_come_out_joined(pieces: list[bytes], after: bytes) -> None:
+    slot = memoryview(bytearray(PAGE))
+    whole = b"".join(pieces)
+    tensors = [RawTensor("a", "UINT8", (len(whole),), tuple(pieces)), RawTensor("b", "UINT8", (len(after),), after)]
+    placed = put(slot, tensors)
+    assert copy_out(slot, placed) == [tensors[0]._replace(data=whole), tensors[1]]
+
+
+def test_pieces_that_end_beyond_the_slot_are_refused_by_their_whole_size() -> None:
+    memory = bytearray(PAGE + 64)
+    with pytest.raises(TensorTooLarge, match=f"'a' ends at byte {PAGE + 9}"):
+        put(memoryview(memory)[:PAGE], [RawTensor("a", "UINT8", (PAGE + 9,), (bytes(PAGE), b"x", b"12345678"))])
+    assert not any(memory)
+
+
 def test_nothing_is_written_beyond_the_slot() -> None:
     memory = bytearray(PAGE + 64)
     with pytest.raises(TensorTooLarge, match="'b'"):

@@ -1,21 +1,24 @@
-"""The device queue: order, bounds, expiry, prediction."""
+"""The device queue, each request by itself: order, bounds, expiry, prediction."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 import pytest
 
 from edge.executor import MAX_PIPELINED
+from hardware.backend import RawTensor
 from mesh.deadline import Deadline
 from mesh.errors import (
     DeadlineExceeded,
     MeshError,
     Overloaded,
 )
-from tests.device import ANSWER, Device, failure, hold_up_the_loop, leave, settle
+from tests.device import ANSWER, Device, failure, leave, settle
 from tests.nats import soon
+from tests.virtual import hold_up_the_loop, in_virtual_time
 
 
 async def test_an_idle_device_runs_at_once_and_answers() -> None:
@@ -66,6 +69,7 @@ async def test_equal_deadlines_go_in_the_order_of_arrival() -> None:
     assert device.runtime.keys == names
 
 
+@in_virtual_time
 async def test_short_runs_fill_the_workers_pipe_and_long_ones_do_not() -> None:
     device = Device()
     short = [await device.ask("short", service_ms=0.5) for _ in range(6)]
@@ -90,12 +94,13 @@ async def test_the_pipe_is_bounded_by_count_too() -> None:
     await leave(*tasks)
 
 
+@in_virtual_time
 async def test_a_full_queue_refuses_with_the_time_to_wait() -> None:
     device = Device(queue_limit=2)
     tasks = [await device.ask(service_ms=100.0) for _ in range(3)]
     error = await failure(await device.ask())
     assert isinstance(error, Overloaded)
-    assert error.retry_after_s == pytest.approx(0.3, rel=0.9)
+    assert error.retry_after_s == pytest.approx(0.3)
     assert "2 requests are waiting" in error.text
     await leave(*tasks)
     device.runtime.end(0, ANSWER)
@@ -103,6 +108,7 @@ async def test_a_full_queue_refuses_with_the_time_to_wait() -> None:
     device.nothing_left()
 
 
+@in_virtual_time
 async def test_what_expires_in_the_queue_never_runs() -> None:
     device = Device()
     running = await device.ask("running")
@@ -118,6 +124,7 @@ async def test_what_expires_in_the_queue_never_runs() -> None:
     device.nothing_left()
 
 
+@in_virtual_time
 async def test_what_expires_while_it_runs_is_answered_at_its_deadline_and_keeps_the_device() -> None:
     device = Device()
     late = await device.ask("late", left_ms=20)
@@ -134,6 +141,7 @@ async def test_what_expires_while_it_runs_is_answered_at_its_deadline_and_keeps_
     device.nothing_left()
 
 
+@in_virtual_time
 async def test_late_work_is_refused_at_the_door_of_the_queue() -> None:
     device = Device()
     assert isinstance(await failure(await device.ask(left_ms=0)), DeadlineExceeded)
@@ -141,6 +149,7 @@ async def test_late_work_is_refused_at_the_door_of_the_queue() -> None:
     device.nothing_left()
 
 
+@in_virtual_time
 async def test_work_that_is_late_when_its_turn_comes_is_not_run_even_before_its_timer_fires() -> None:
     device = Device()
     running = await device.ask("running")
@@ -153,36 +162,56 @@ async def test_work_that_is_late_when_its_turn_comes_is_not_run_even_before_its_
     device.nothing_left()
 
 
+@in_virtual_time
+async def test_a_run_that_held_up_the_loop_past_the_deadline_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    device.runtime.at_once = ANSWER
+    run = device.runtime.run
+
+    def slow_run(key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> asyncio.Future[list[RawTensor]]:
+        hold_up_the_loop(0.05)
+        return run(key, inputs, outputs)
+
+    monkeypatch.setattr(device.runtime, "run", slow_run)
+    assert isinstance(await failure(await device.ask(left_ms=40.0)), DeadlineExceeded)
+    assert await (await device.ask(left_ms=60.0)) == ANSWER
+    device.nothing_left()
+
+
 async def test_runs_that_end_at_once_do_not_pile_up() -> None:
     device = Device()
     device.runtime.at_once = ANSWER
     for _ in range(100):
         assert await device.executor.infer(device.served(), [], [], Deadline.after_ms(60_000), 0) == ANSWER
-    assert device.served().service_ms > 0
+    assert device.executor.forecast.service_ms(device.served()) > 0.0
+    assert device.served().completed == 100
     device.nothing_left()
 
 
+@in_virtual_time
 async def test_the_wait_is_the_admitted_work_over_the_concurrency() -> None:
     device = Device(concurrency=2)
-    assert device.executor.wait_ms() == 0.0
+    assert device.executor.forecast.wait_ms() == 0.0
     tasks = [await device.ask(service_ms=1000.0) for _ in range(6)]
-    assert device.executor.wait_ms() == pytest.approx(3000.0, abs=999.0)
+    assert device.executor.forecast.wait_ms() == pytest.approx(3000.0)
     await leave(*tasks[2:])
-    assert device.executor.wait_ms() == pytest.approx(1000.0, abs=999.0)
+    assert device.executor.forecast.wait_ms() == pytest.approx(1000.0)
     for number in range(2):
         device.runtime.end(number, ANSWER)
         await soon(tasks[number])
     device.nothing_left()
 
 
+@in_virtual_time
 async def test_a_run_over_its_expected_time_counts_as_nearly_done() -> None:
     device = Device()
     task = await device.ask(service_ms=0.01)
     await asyncio.sleep(0.01)
-    assert device.executor.wait_ms() == 0.0
+    assert device.executor.forecast.wait_ms() == 0.0
     await leave(task)
 
 
+@in_virtual_time
 async def test_time_in_the_workers_pipe_is_not_service_time() -> None:
     device = Device()
     served = device.served("m", 0.5)
@@ -192,7 +221,7 @@ async def test_time_in_the_workers_pipe_is_not_service_time() -> None:
         device.runtime.end(number, ANSWER)
     for task in tasks:
         await soon(task)
-    assert served.service_ms < 50.0  # 0.2 of 100 ms once, not four times
+    assert device.executor.forecast.service_ms(served) < 1.0  # one slow run and three quick ones, not four slow ones
 
 
 async def test_in_flight_counts_waiting_and_running_requests_of_the_model() -> None:

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from edge.executor import Served
-from hardware.errors import InvalidInput, RunFailed, WorkerDied
+from edge.served import Served
+from hardware.errors import DeviceFault, HardwareError, InvalidInput, RunFailed, WorkerDied
 from mesh.deadline import Deadline
 from mesh.errors import (
     DeadlineExceeded,
@@ -20,6 +20,7 @@ from mesh.errors import (
 from tests.device import ANSWER, Device, failure, leave, settle
 from tests.fakes import ScriptedRuntime
 from tests.nats import soon
+from tests.virtual import in_virtual_time
 
 
 async def test_a_caller_that_leaves_the_queue_takes_only_its_own_work_along() -> None:
@@ -49,6 +50,7 @@ async def test_a_caller_that_leaves_a_run_does_not_free_the_device() -> None:
     device.nothing_left()
 
 
+@in_virtual_time
 async def test_a_run_that_goes_on_after_its_deadline_hangs() -> None:
     device = Device(hang_s=0.01)
     error = await failure(await device.ask("stuck", left_ms=10))
@@ -57,6 +59,7 @@ async def test_a_run_that_goes_on_after_its_deadline_hangs() -> None:
     assert device.hangs == ["stuck"]
 
 
+@in_virtual_time
 async def test_a_run_that_ends_in_time_after_its_deadline_does_not_hang_and_the_next_is_still_watched() -> None:
     device = Device(hang_s=0.2)
     assert isinstance(await failure(await device.ask("slow", left_ms=10)), DeadlineExceeded)
@@ -67,6 +70,7 @@ async def test_a_run_that_ends_in_time_after_its_deadline_does_not_hang_and_the_
     assert device.hangs == ["stuck"]
 
 
+@in_virtual_time
 async def test_a_hang_is_seen_though_its_caller_left() -> None:
     device = Device(hang_s=0.01)
     await leave(await device.ask("stuck", left_ms=50))
@@ -74,6 +78,7 @@ async def test_a_hang_is_seen_though_its_caller_left() -> None:
     assert device.hangs == ["stuck"]
 
 
+@in_virtual_time
 async def test_a_closed_executor_judges_nobody() -> None:
     device = Device(hang_s=0.01)
     assert isinstance(await failure(await device.ask("stuck", left_ms=10)), DeadlineExceeded)
@@ -101,7 +106,9 @@ async def test_a_death_leaves_the_other_runtimes_work_alone() -> None:
     device = Device()
     other = ScriptedRuntime()
     running = await device.ask("mine")
-    waiting = asyncio.ensure_future(device.executor.infer(Served("other", other), [], [], Deadline.after_ms(60_000), 0))
+    waiting = asyncio.ensure_future(
+        device.executor.infer(Served("other", "other", other), [], [], Deadline.after_ms(60_000), 0)
+    )
     doomed = await device.ask("mine")
     device.runtime.die()
     assert isinstance(await failure(running), InstanceLost)
@@ -119,7 +126,7 @@ async def test_the_oldest_run_is_known_until_its_end_is_handled() -> None:
     device = Device(concurrency=2)
     tasks = [await device.ask("old"), await device.ask("young")]
     blamed: list[str] = []
-    device.runtime.on_death = lambda _: blamed.append(getattr(device.executor.oldest(device.runtime), "key", ""))
+    device.runtime.on_death = lambda _: blamed.append(getattr(device.executor.oldest(device.runtime), "name", ""))
     device.runtime.end(0, ANSWER)  # answered, but the loop has not handled it yet
     device.runtime.die()
     assert blamed == ["young"]
@@ -133,12 +140,13 @@ async def test_the_oldest_run_is_known_until_its_end_is_handled() -> None:
     [
         (InvalidInput("wrong shape"), InvalidRequest),
         (RunFailed("it failed"), InferenceFailed),
+        (DeviceFault("an illegal memory access"), InstanceLost),
         (WorkerDied("gone"), InstanceLost),
     ],
 )
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_errors_of_the_runtime_arrive_translated_and_teach_nothing(
-    raised: InvalidInput | RunFailed | WorkerDied, expected: type[MeshError], at_once: bool
+    raised: HardwareError, expected: type[MeshError], at_once: bool
 ) -> None:
     device = Device()
     served = device.served(service_ms=25.0)
@@ -151,7 +159,8 @@ async def test_errors_of_the_runtime_arrive_translated_and_teach_nothing(
     error = await failure(task)
     assert type(error) is expected
     assert error.text == raised.text
-    assert served.service_ms == 25.0  # a refused input must not make the model look fast
+    assert device.executor.forecast.service_ms(served) == 25.0  # a refused input must not make the model look fast
+    assert served.completed == 0
     device.nothing_left()
 
 
@@ -165,11 +174,3 @@ async def test_a_run_that_is_cancelled_by_its_runtime_does_not_stop_the_queue() 
     device.runtime.end(1, ANSWER)
     assert await soon(second) == ANSWER
     device.nothing_left()
-
-
-async def test_service_time_is_learned_and_follows_change_slowly() -> None:
-    served = Served("m")
-    served.learn(10.0)
-    assert served.service_ms == 10.0
-    served.learn(20.0)
-    assert served.service_ms == pytest.approx(12.0)

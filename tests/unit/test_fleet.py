@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from mesh import fleet
-from mesh.cli.fleet import held
+from mesh.cli.fleet import HARDWARE, held
 from mesh.membership import NodeView
-from mesh.messages import Report
+from mesh.messages import DeviceGauges, Gauges, Report
 from tests.builders import OTHER_DIGEST, a_model_load, a_report
 
 
@@ -29,7 +31,9 @@ def test_nodes_are_sorted_edge_first_and_the_door_itself_is_one() -> None:
 def test_what_is_unknown_is_null_and_never_zero() -> None:
     (row,) = fleet.nodes(a_report(models=(a_model_load(service_ms=0.0),)), [])["nodes"]
     assert row["models"][0]["service_ms"] is None
-    assert set(row["gauges"].values()) == {None}
+    gauges = row["gauges"]
+    assert (gauges.pop("devices"), gauges.pop("unknown")) == ([], {})
+    assert set(gauges.values()) == {None}
     lost = fleet.nodes(a_report("me"), [a_view(a_report("gone", wait_ms=5.0), "lost")])["nodes"][0]
     assert (lost["node"], lost["wait_ms"]) == ("gone", None)
 
@@ -45,3 +49,25 @@ def test_models_name_their_holders_and_differ_by_digest() -> None:
     assert [(row["name"], [at["node"] for at in row["nodes"]]) for row in rows] == [
         ("k", ["b"]), ("m", ["a", "b"]), ("m", ["c"]),
     ]  # fmt: skip
+
+
+def test_the_hardware_of_a_node_is_carried_whole_unknowns_and_reasons_included() -> None:
+    gpu = DeviceGauges("RTX", "nvml", utilization_percent=70.0, power_w=90.0, unknown={"energy_j": "not supported"})
+    report = a_report(gauges=Gauges(devices=(gpu, DeviceGauges("second", power_w=10.0))), capacity=0.6)
+    document = msgspec.json.decode(msgspec.json.encode(fleet.nodes(report, [])))
+    (row,) = document["nodes"]
+    device = row["gauges"]["devices"][0]
+    assert (device["utilization_percent"], device["energy_j"], device["throttled"]) == (70.0, None, None)
+    assert device["unknown"] == {"energy_j": "not supported"}
+    shown = {name: read(row) for name, read in HARDWARE.items()}
+    assert shown == {"gpu %": 70.0, "gpu °C": None, "gpu W": 100.0, "J/inference": None, "capacity %": 60.0}
+
+
+def test_a_model_says_what_it_runs_on_and_how_far_its_engine_is() -> None:
+    building = msgspec.structs.replace(
+        a_model_load(state="BUILDING"), progress=0.4, requested="tensorrt", effective="onnxruntime-cpu"
+    )
+    (row,) = fleet.nodes(a_report(models=(building,)), [])["nodes"]
+    (at,) = held([row])[0]["nodes"]
+    assert (at["state"], at["progress"]) == ("BUILDING", 0.4)
+    assert (at["requested"], at["effective"]) == ("tensorrt", "onnxruntime-cpu")

@@ -7,10 +7,12 @@ import contextlib
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from hardware.backend import RawTensor
@@ -18,6 +20,7 @@ from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, InstanceLost, MeshError, ModelNotReady
 from tests import onnx_models
 from tests.contract.tensors import ENDLESS, int64, pair
+from tests.fakes import until
 from tests.instances import Loaded
 from tests.integration.doors import repository
 from tests.nats import soon
@@ -66,7 +69,7 @@ async def test_models_load_warm_up_and_answer(tmp_path: Path, isolation: str) ->
         assert len(pids) == (2 if isolation == "model" else 1)
         assert (os.getpid() in pids) == (isolation == "none")
         for name in ("a", "b"):
-            report = loaded.get(name).report()
+            report = loaded.report(name)
             assert (report.state, report.reason, report.in_flight) == ("READY", "", 0)
             assert report.service_ms > 0  # the warm-up was the first estimate
             assert len(report.digest) == 64
@@ -119,7 +122,7 @@ async def test_a_dead_worker_comes_back(tmp_path: Path, isolation: str) -> None:
         await kill(loaded, "a", infer(loaded, "a", [FOREVER]))
         with pytest.raises(ModelNotReady):
             await infer(loaded, "a", [ZERO])
-        assert loaded.get("a").report().state == "LOADING"
+        assert loaded.report("a").state == "LOADING"
         await loaded.settled()
         assert loaded.get("a").state == "READY"
         assert await soon(infer(loaded, "a", [ZERO]))
@@ -149,8 +152,11 @@ async def test_a_model_that_hangs_is_the_one_to_blame_though_its_caller_is_gone(
     repository(tmp_path, {"bad": onnx_models.loop(), "good": onnx_models.simple()})
     async with Loaded(tmp_path, isolation="device", crash_limit=1, hang_s=0.1).running() as loaded:
         await loaded.settled()
+        running = infer(loaded, "bad", [FOREVER], left_ms=500)
+        await loaded.until_running("bad")
+        os.kill(loaded.runtime("bad").pid, signal.SIGSTOP)  # else the run that nobody wants would be ended early
         with pytest.raises(DeadlineExceeded):
-            await soon(infer(loaded, "bad", [FOREVER], left_ms=200))
+            await soon(running)
         await loaded.until_state("bad", "QUARANTINED")
         await loaded.until_state("good", "READY")
 
@@ -167,7 +173,7 @@ async def test_workers_that_die_idle_are_nobodys_fault_where_several_models_shar
 
 @pytest.mark.parametrize("asked", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
 async def test_a_gpu_request_on_a_box_without_one_fails_unless_the_cpu_is_allowed(tmp_path: Path, asked: str) -> None:
-    toml = {"gpu": f'backend = "{asked}"\n'}
+    toml = {"gpu": f'backends = ["{asked}"]\n'}
     repository(tmp_path, {"gpu": onnx_models.add(), "cpu": onnx_models.add()}, toml)
     async with Loaded(tmp_path, isolation="none").running() as loaded:
         await loaded.settled()
@@ -220,3 +226,63 @@ async def test_the_default_version_is_the_latest_that_can_be_served(tmp_path: Pa
         assert loaded.instances.find("m", "11") is not None
         assert loaded.instances.find("m", "2") is None
         assert loaded.instances.find("other", "") is None
+
+
+async def test_quarantine_ends_by_itself_after_a_time_that_doubles(tmp_path: Path) -> None:
+    repository(tmp_path, {"bad": onnx_models.add(), "good": onnx_models.add()})
+    async with Loaded(tmp_path, crash_limit=1, quarantine_s=0.3).running() as loaded:
+        waits = []
+        for _ in range(2):
+            await loaded.settled()
+            loaded.kill("bad")
+            bad = await loaded.until_state("bad", "QUARANTINED")
+            assert bad.retry_at is not None
+            waits.append(bad.retry_at - time.monotonic())
+            await loaded.until_state("bad", "READY")
+        assert waits[1] > 0.3 > waits[0]
+        assert loaded.history["good"] == ["LOADING", "WARMING", "READY"]
+
+
+async def test_loading_by_name_ends_a_quarantine_at_once(tmp_path: Path) -> None:
+    repository(tmp_path, {"bad": onnx_models.add()})
+    async with Loaded(tmp_path, crash_limit=1, quarantine_s=600.0).running() as loaded:
+        await loaded.settled()
+        loaded.kill("bad")
+        await loaded.until_state("bad", "QUARANTINED")
+        await soon(loaded.control.load("bad"))
+        assert loaded.get("bad").state == "READY"
+        assert loaded.get("bad").retry_at is None
+        loaded.kill("bad")
+        assert (await loaded.until_state("bad", "QUARANTINED")).quarantines == 1  # the first one is forgiven
+
+
+async def test_a_quarantined_model_holds_no_worker(tmp_path: Path) -> None:
+    repository(tmp_path, {"bad": onnx_models.add(), "good": onnx_models.add()})
+    async with Loaded(tmp_path, crash_limit=1).running() as loaded:
+        await loaded.settled()
+        loaded.kill("bad")
+        await loaded.until_state("bad", "QUARANTINED")
+        good = loaded.runtime("good").pid
+        await until(
+            lambda: [c.pid for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE] == [good]
+        )
+
+
+async def test_several_instances_of_a_model_run_at_the_same_time(tmp_path: Path) -> None:
+    repository(tmp_path, {"m": onnx_models.loop()}, {"m": "instances = 2\n"})
+    async with Loaded(tmp_path, concurrency=2).running() as loaded:
+        await loaded.settled()
+        assert loaded.report("m").instances == 2
+        endless = infer(loaded, "m", [FOREVER])
+        await loaded.until_running("m")
+        assert await soon(infer(loaded, "m", [ZERO]))  # beside the one that never ends
+        endless.cancel()
+        await soon(asyncio.wait({endless}))
+
+
+async def test_leaving_while_a_worker_is_being_closed_leaves_no_process(tmp_path: Path) -> None:
+    repository(tmp_path, {"bad": b"garbage"})
+    for _ in range(5):
+        async with Loaded(tmp_path).running() as loaded:
+            await loaded.until_state("bad", "FAILED")  # its worker goes now
+        assert [(c.status(), c.cmdline()) for c in psutil.Process().children()] == []

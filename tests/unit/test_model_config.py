@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.model_config import MAX_CONFIG_BYTES, ModelConfig, WarmupInput, parse_pbtxt, read_config
+from edge.model_config import MAX_CONFIG_BYTES, BatchingConfig, Latest, ModelConfig, WarmupInput, read_config
+from edge.pbtxt import parse_pbtxt
+from hardware.backend import ShapeRange
 from mesh.errors import ModelRejected
 
 TRITON = """
@@ -69,16 +71,32 @@ def test_nothing_need_be_declared(folder: Path) -> None:
 
 def test_a_model_toml_with_everything(folder: Path) -> None:
     toml = """
-    backend = "onnxruntime-cuda"
+    backends = ["tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"]
     versions = [1, 2]
     deadline_ms = 250
+    priority = 2
+    instances = 3
+    precision = "fp16"
+    cuda_graphs = true
     labels = ["vision"]
+    [batching]
+    max_rows = 16
+    delay_ms = 1.5
+    [[profiles]]
+    X = { min = [1, 3, 224, 224], opt = [4, 3, 224, 224], max = [16, 3, 224, 224] }
+    T = { min = [1], opt = [4], max = [16] }
     [warmup]
     X = { shape = [1, 3, 224, 224], value = 0.5 }
     T = { shape = [1], value = "text" }
     """
     found = config(folder, toml=toml)
-    assert (found.backend, found.versions, found.deadline_ms) == ("onnxruntime-cuda", (1, 2), 250.0)
+    assert found.chain(("onnxruntime-cpu",)) == ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+    assert (found.versions, found.deadline_ms, found.priority, found.instances) == ((1, 2), 250.0, 2, 3)
+    assert (found.precision, found.cuda_graphs) == ("fp16", True)
+    assert found.batching == BatchingConfig(max_rows=16, delay_ms=1.5)
+    (profile,) = found.engine_profiles()
+    assert profile[0] == ShapeRange("T", (1,), (4,), (16,))
+    assert profile[1].maximum == (16, 3, 224, 224)
     assert found.warmup["X"] == WarmupInput(shape=(1, 3, 224, 224), value=0.5)
     assert found.warmup["T"].value == "text"
 
@@ -88,7 +106,18 @@ def test_a_model_toml_with_everything(folder: Path) -> None:
     [
         ("versions = ", "is not TOML"),
         ("batch = 3", "batch: Extra inputs"),
-        ('backend = "pytorch"', "backend: "),
+        ('backends = ["pytorch"]', "backends."),
+        ('backend = "onnxruntime-cuda"', 'as in backends = ["onnxruntime-cuda"'),
+        ("instances = 0", "instances"),
+        ("instances = 65", "instances"),
+        ("priority = -1", "priority"),
+        ('precision = "int8"', "precision"),
+        ("[batching]\nmax_rows = -1", "batching.max_rows"),
+        ("[batching]\nwindow_ms = 1", "batching.window_ms"),
+        ("[[profiles]]\nX = { min = [2], opt = [1], max = [3] }", "not in this order"),
+        ("[[profiles]]\nX = { min = [1], opt = [1, 1], max = [3] }", "different numbers"),
+        ("[[profiles]]\nX = { min = [1], opt = [1] }", "profiles.0.X.max"),
+        ("versions = { latest = 0 }", "versions"),
         ('versions = "newest"', "versions"),
         ("versions = []", "versions"),
         ("versions = [0]", "versions"),
@@ -114,8 +143,17 @@ def test_what_cannot_be_read_is_named(folder: Path) -> None:
     assert "resnet/model.toml cannot be read" in refused(folder)
 
 
+def test_nothing_declared_leaves_the_backends_to_the_agent(folder: Path) -> None:
+    assert config(folder).chain(("onnxruntime-cuda",)) == ("onnxruntime-cuda",)
+    assert config(folder, toml="versions = { latest = 2 }").versions == Latest(latest=2)
+
+
 def test_a_config_of_triton_is_understood(folder: Path) -> None:
-    assert config(folder, TRITON).versions == (1, 3)
+    found = config(folder, TRITON)
+    assert found.versions == (1, 3)
+    assert found.batching == BatchingConfig(max_rows=128, delay_ms=0.1)
+    assert found.instances == 3
+    assert (found.backends, found.precision) == (("tensorrt", "onnxruntime-cuda"), "fp16")
     fields = parse_pbtxt(TRITON, "here")
     assert fields["max_batch_size"] == ["128"]
     assert fields["input"][0]["reshape"][0]["shape"] == ["1", "3", "224", "224"]
@@ -137,10 +175,30 @@ def test_a_config_of_triton_is_understood(folder: Path) -> None:
         ("version_policy: { all: { } }", "all"),
         ("version_policy: { latest { num_versions: 1 } }", "latest"),
         ("version_policy { specific { versions: 2 versions: 5 } }", (2, 5)),
+        ("version_policy: { latest { num_versions: 3 } }", Latest(latest=3)),
     ],
 )
 def test_the_version_policy_of_triton(folder: Path, pbtxt: str, versions: object) -> None:
     assert config(folder, pbtxt).versions == versions
+
+
+@pytest.mark.parametrize(
+    ("pbtxt", "batching"),
+    [
+        ("max_batch_size: 0", BatchingConfig(max_rows=1)),
+        ("max_batch_size: 8", BatchingConfig(max_rows=8)),
+        ("dynamic_batching {}", BatchingConfig()),
+        ("dynamic_batching { max_queue_delay_microseconds: 500 }", BatchingConfig(delay_ms=0.5)),
+    ],
+)
+def test_the_batching_of_triton(folder: Path, pbtxt: str, batching: BatchingConfig) -> None:
+    assert config(folder, pbtxt).batching == batching
+
+
+def test_what_of_tritons_batching_means_nothing_here_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        config(folder, "dynamic_batching { preferred_batch_size: [4] default_priority_level: 2 }")
+    assert "preferred_batch_size" in caplog.text
 
 
 def test_the_model_toml_wins(folder: Path) -> None:
@@ -156,7 +214,17 @@ def test_the_model_toml_wins(folder: Path) -> None:
         ("platform: { }  backend: {x: 1}", "only ONNX models"),
         ("name: { a: 1 }", "names the model"),
         ("version_policy: all", "not a message"),
-        ("version_policy: { latest { num_versions: 3 } }", "not the latest few"),
+        ("version_policy: { latest { num_versions: few } }", "versions"),
+        ("version_policy: { latest { num_versions: 0 } }", "versions"),
+        ("max_batch_size: many", "batching.max_rows"),
+        ("dynamic_batching: 1", "not a message"),
+        ("dynamic_batching { max_queue_delay_microseconds: soon }", "no number"),
+        ("dynamic_batching { max_queue_delay_microseconds: nan }", "no number"),
+        ("dynamic_batching { default_priority_level: high }", "priority"),
+        ("instance_group { count: {} }", "no number"),
+        ("instance_group { count: 1e9 }", "instances"),
+        ("instance_group: [ 1 ]", "not a message"),
+        ("optimization { execution_accelerators: 1 }", "not a message"),
         ("version_policy: { specific: { versions: [one] } }", "versions"),
         ("version_policy: { specific: { versions: [] } }", "versions"),
         ("version_policy: { specific: 1 }", "versions"),

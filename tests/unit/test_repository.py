@@ -9,10 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from edge.repository import StoredModel, scan
+from edge.repository import Repository, StoredModel
 from mesh.errors import ConfigError
 
 LIMIT = 1 << 20
+
+
+def scan(folder: Path, limit: int) -> list[StoredModel]:
+    return flat(Repository(folder, limit).scan())
+
+
+def flat(models: dict[str, list[StoredModel]]) -> list[StoredModel]:
+    return [version for versions in models.values() for version in versions]
+
+
+def named(models: dict[str, list[StoredModel]]) -> list[tuple[str, str]]:
+    return [(m.identity.name, m.identity.version) for m in flat(models)]
 
 
 def put(folder: Path, model: str, *versions: str, content: bytes = b"model", toml: str | None = None) -> Path:
@@ -42,7 +54,13 @@ def test_the_latest_version_by_number_is_served(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("toml", "versions"),
-    [('versions = "latest"', ["10"]), ('versions = "all"', ["2", "9", "10"]), ("versions = [9, 2, 9]", ["2", "9"])],
+    [
+        ("versions = { latest = 2 }", ["9", "10"]),
+        ("versions = { latest = 7 }", ["2", "9", "10"]),
+        ('versions = "latest"', ["10"]),
+        ('versions = "all"', ["2", "9", "10"]),
+        ("versions = [9, 2, 9]", ["2", "9"]),
+    ],
 )
 def test_the_version_policy(tmp_path: Path, toml: str, versions: list[str]) -> None:
     put(tmp_path, "m", "2", "9", "10", toml=toml)
@@ -131,3 +149,71 @@ def test_a_repository_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--models: there is no folder"):
         scan(tmp_path / "none", LIMIT)
     assert scan(tmp_path, LIMIT) == []
+
+
+def test_a_poll_takes_what_is_new_changed_or_gone_once_it_stayed_so(tmp_path: Path) -> None:
+    put(tmp_path, "kept", "1")
+    put(tmp_path, "gone", "1")
+    models = Repository(tmp_path, LIMIT)
+    first = models.scan()
+    assert named(models.poll()) == [("gone", "1"), ("kept", "1")]
+    put(tmp_path, "new", "1")
+    put(tmp_path, "kept", "2", content=b"another")
+    (tmp_path / "gone" / "1" / "model.onnx").unlink()
+    (tmp_path / "gone" / "1").rmdir()
+    (tmp_path / "gone").rmdir()
+    assert models.poll() == first
+    assert named(models.poll()) == [("kept", "2"), ("new", "1")]
+
+
+def test_a_file_that_is_still_being_copied_is_not_taken(tmp_path: Path) -> None:
+    put(tmp_path, "m", "1", content=b"old")
+    models = Repository(tmp_path, LIMIT)
+    old = models.scan()["m"][0].identity.digest
+    file = tmp_path / "m" / "1" / "model.onnx"
+    content = b""
+    for _ in range(4):
+        content += b"part"
+        file.write_bytes(content)
+        assert models.poll()["m"][0].identity.digest == old
+    assert models.poll()["m"][0].identity.digest == hashlib.sha256(content).hexdigest()
+
+
+def test_a_new_folder_is_not_taken_before_its_declarations_stay_the_same(tmp_path: Path) -> None:
+    models = Repository(tmp_path, LIMIT)
+    models.scan()
+    put(tmp_path, "m", "1", "2")
+    assert models.poll() == {}
+    (tmp_path / "m" / "model.toml").write_text("versions = [1]")
+    assert models.poll() == {}
+    assert named(models.poll()) == [("m", "1")]
+
+
+def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "m", "1", toml="")
+    models = Repository(tmp_path, LIMIT)
+    before = models.scan()
+    monkeypatch.setattr(Path, "open", None)
+    assert models.poll() == models.scan() == before
+    assert models.model("m") == before["m"]
+
+
+def test_a_declaration_that_changes_is_seen_and_the_model_not_hashed_again(tmp_path: Path) -> None:
+    put(tmp_path, "m", "1")
+    models = Repository(tmp_path, LIMIT)
+    (before,) = models.scan()["m"]
+    (tmp_path / "m" / "model.toml").write_text("deadline_ms = 5")
+    (after,) = models.model("m")
+    assert (after.identity, after.config.deadline_ms) == (before.identity, 5.0)
+    assert not after.same(before)
+
+
+def test_whether_a_file_is_still_the_one_that_was_hashed(tmp_path: Path) -> None:
+    put(tmp_path, "m", "1")
+    (stored,) = Repository(tmp_path, LIMIT).model("m")
+    assert stored.unchanged()
+    stored.path.write_bytes(b"something else")
+    assert not stored.unchanged()
+    stored.path.unlink()
+    assert not stored.unchanged()
+    assert Repository(tmp_path, LIMIT).model("nothing") == []

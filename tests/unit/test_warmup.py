@@ -1,4 +1,7 @@
-"""The inference that makes an instance READY: inputs it makes up, inputs it is told, and what it refuses to try."""
+"""The inference that makes an instance READY: inputs it makes up, inputs it is told, and what it refuses to try.
+
+Not here: whether requests may run together (``test_proof``).
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ def told(name: str, *shape: int, value: float | str = 0.0) -> ModelConfig:
 )
 async def test_a_model_is_warmed_up_with_what_it_declares(runtime: InlineRuntime, tmp_path: Path, model: bytes) -> None:
     loaded = await load(runtime, tmp_path, model)
-    assert await warm_up(runtime, "m", loaded, ModelConfig()) > 0
+    warmed = await warm_up(runtime, "m", loaded, ModelConfig())
+    assert warmed.service_ms > 0.0
+    answer = await runtime.run("m", warmed.inputs, ())  # what the watchdog asks
+    assert [tensor.name for tensor in answer] == [info.name for info in loaded.signature.outputs]
 
 
 async def test_free_sizes_are_tried_until_one_runs(runtime: InlineRuntime, tmp_path: Path) -> None:
@@ -49,18 +55,22 @@ async def test_free_sizes_are_tried_until_one_runs(runtime: InlineRuntime, tmp_p
     value = onnx_models.value
     model = onnx_models.build([node], [value("X", "FP32", [-1, -1])], [value("Y", "FP32", [-1, 2])], weights=[weight])
     loaded = await load(runtime, tmp_path, model)
-    assert await warm_up(runtime, "m", loaded, ModelConfig()) > 0
+    warmed = await warm_up(runtime, "m", loaded, ModelConfig())
+    assert [tensor.shape for tensor in warmed.inputs] == [(1, 224)]
 
 
 @pytest.mark.parametrize("value", [0.0, 3.7, 2.0, -1])
 async def test_a_declared_input_is_taken(runtime: InlineRuntime, tmp_path: Path, value: float) -> None:
     loaded = await load(runtime, tmp_path, onnx_models.identity("FP32"))
-    assert await warm_up(runtime, "m", loaded, told("INPUT", 5, value=value)) > 0
+    warmed = await warm_up(runtime, "m", loaded, told("INPUT", 5, value=value))
+    assert [tensor.shape for tensor in warmed.inputs] == [(5,)]
+    assert np.frombuffer(warmed.inputs[0].whole, "<f4").tolist() == pytest.approx([value] * 5)
 
 
 async def test_a_text_is_for_bytes_only(runtime: InlineRuntime, tmp_path: Path) -> None:
     texts = await load(runtime, tmp_path, onnx_models.identity("BYTES"), key="texts")
-    assert await warm_up(runtime, "texts", texts, told("INPUT", 2, value="warm")) > 0
+    warmed = await warm_up(runtime, "texts", texts, told("INPUT", 2, value="warm"))
+    assert bytes(warmed.inputs[0].whole) == b"\x04\0\0\0warm" * 2
     numbers = await load(runtime, tmp_path, onnx_models.identity("FP32"), key="numbers")
     with pytest.raises(ModelRefused, match="text"):
         await warm_up(runtime, "numbers", numbers, told("INPUT", 2, value="warm"))

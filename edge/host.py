@@ -1,0 +1,217 @@
+"""One runtime kept alive, and the instances in it: loaded in turn, brought back after a death, quarantined for many.
+
+A host has one version, all of the device, or all of this process's (``isolation``). Not here: the steps to READY
+(``loading``), which versions there are (``instances``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from edge.executor import Executor
+from edge.instance import Instance
+from edge.loading import Hangs, Loading
+from edge.settings import ModelsSettings
+from hardware.errors import HardwareError, WorkerDied
+from hardware.inline_runtime import InlineRuntime
+from hardware.runtime import Runtime
+from hardware.worker_runtime import WorkerRuntime
+
+log = logging.getLogger(__name__)
+
+CRASH_WINDOW_S = 60.0
+RESTART_MIN_S = 0.1
+RESTART_MAX_S = 10.0
+
+Death = tuple[str, list[Instance]]
+"""Why a runtime ended, and who may have been the cause."""
+
+
+class Host:
+    """Run :meth:`run` in a task and cancel it to close the runtime; instances may come and go meanwhile."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: ModelsSettings,
+        executor: Executor,
+        loading: Loading,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.instances: list[Instance] = []
+        self._name = name
+        self._settings = settings
+        self._executor = executor
+        self._loading = loading
+        self._on_change = on_change
+        self._work = asyncio.Event()
+        self._runtime: Runtime | None = None
+        self._died: asyncio.Future[Death] | None = None
+        self._coming: Instance | None = None
+        """The one that is being loaded and warmed up."""
+        self._step: asyncio.Task[None] | None = None
+
+    def add(self, instance: Instance) -> None:
+        self.instances.append(instance)
+        self._work.set()
+
+    def look(self) -> None:
+        """Something changed that may be work: an engine came."""
+        self._work.set()
+
+    async def remove(self, instance: Instance, *, unload: bool) -> None:
+        """Take it out, in whatever state; ``unload`` is False where all of the runtime goes in a moment."""
+        self.instances.remove(instance)
+        if instance is self._coming and self._step is not None:
+            self._step.cancel()
+            await asyncio.wait({self._step})
+        served, runtime = instance.served, instance.served.runtime
+        served.runtime = None
+        if unload and runtime is not None and runtime.alive and self.instances:  # the last one takes the runtime along
+            with contextlib.suppress(HardwareError):  # a runtime that dies now holds nothing either
+                await runtime.unload(served.key)
+
+    def end(self, reason: str, culprit: Instance) -> None:
+        """End the runtime and start another: ``culprit`` cannot be served any more the way it is."""
+        if self._died is not None and not self._died.done():
+            self._died.set_result((reason, [culprit]))
+        if isinstance(self._runtime, WorkerRuntime):
+            self._runtime.kill()
+
+    async def run(self) -> None:
+        backoff_s = RESTART_MIN_S
+        while True:
+            await self._until(self._next)
+            started = time.monotonic()
+            wanted = list(self.instances)
+            reason, culprits = await self._serve()
+            log.error("worker %s ended: %s", self._name, reason)
+            self._note_crash(wanted, culprits, reason)
+            calm = time.monotonic() - started > CRASH_WINDOW_S
+            backoff_s = RESTART_MIN_S if calm else min(backoff_s * 2, RESTART_MAX_S)
+            await asyncio.sleep(backoff_s)
+
+    async def _serve(self) -> Death:
+        """The life of one runtime: why it ended, and what it was doing then."""
+        try:
+            runtime = self._runtime = await self._open()
+        except HardwareError as error:
+            return error.text, [i for i in self.instances if i.coming()]
+        died: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
+        self._died = died
+
+        def on_death(reason: str) -> None:  # told before the runs in it fail, while it is still known who ran
+            if not died.done():
+                died.set_result((reason, self._culprits(runtime)))
+
+        runtime.on_death = on_death
+        try:
+            while not died.done():
+                self._work.clear()
+                instance = self._next()
+                if instance is None:
+                    await _first(died, self._work.wait())
+                else:
+                    await self._bring_on(instance, runtime, died)
+            return died.result()
+        finally:
+            await self._close(runtime)
+
+    async def _bring_on(self, instance: Instance, runtime: Runtime, died: asyncio.Future[Death]) -> None:
+        """One step of loading; the end of the runtime ends it too."""
+        self._coming = instance
+        struck = len(instance.struck)
+        step = self._loading.engine_came if instance.engine_came else self._loading.bring_up
+        self._step = asyncio.ensure_future(step(instance, runtime))
+        try:
+            await asyncio.wait({self._step})
+        finally:
+            if not self._step.done():
+                self._step.cancel()
+                await asyncio.wait({self._step})
+            self._coming = None
+        error = None if self._step.cancelled() else self._step.exception()
+        if error is None:
+            return
+        if not isinstance(error, (Hangs, WorkerDied)):
+            log.error("model %s cannot be loaded", instance.name, exc_info=error)
+            instance.becomes("FAILED", "it cannot be loaded for an unexpected error, see the log of this node")
+            self._on_change()
+            return
+        if isinstance(error, Hangs) and not died.done():
+            died.set_result((str(error), [instance]))
+        _, culprits = await died
+        if len(instance.struck) > struck:  # it goes on with its next backend
+            culprits[:] = [c for c in culprits if c is not instance]
+
+    def _next(self) -> Instance | None:
+        """Whose turn it is to be loaded, or to take over its engine."""
+        for instance in self.instances:
+            waits = instance.state == "BUILDING" and not instance.engine_came
+            if (instance.coming() and not waits) or (instance.state == "READY" and instance.engine_came):
+                return instance
+        return None
+
+    async def _until(self, condition: Callable[[], Instance | None]) -> None:
+        while condition() is None:
+            self._work.clear()
+            await self._work.wait()
+
+    async def _open(self) -> Runtime:
+        runtime = InlineRuntime() if self._settings.isolation == "none" else WorkerRuntime()
+        await runtime.start()
+        return runtime
+
+    async def _close(self, runtime: Runtime) -> None:
+        for instance in self.instances:
+            instance.served.runtime = None
+        self._executor.lost(runtime)
+        if self._died is not None and self._died.done() and isinstance(runtime, WorkerRuntime):
+            runtime.kill()  # what hangs would not close
+        self._runtime = self._died = None
+        await runtime.close()
+
+    def _culprits(self, runtime: Runtime) -> list[Instance]:
+        """Who may have crashed the runtime: the oldest run in it, and what was being loaded; the others only waited."""
+        if len(self.instances) == 1:
+            return list(self.instances)
+        ran = self._executor.oldest(runtime)
+        return [i for i in self.instances if i is self._coming or i.served is ran]
+
+    def _note_crash(self, instances: list[Instance], culprits: list[Instance], reason: str) -> None:
+        """Who crashes the worker too often is quarantined, the others come back."""
+        now = time.monotonic()
+        for instance in [i for i in culprits if not i.over]:
+            instance.crashes.append(now)
+            instance.served.tally.worker_deaths += 1
+            while instance.crashes[0] < now - CRASH_WINDOW_S:
+                instance.crashes.popleft()
+            if len(instance.crashes) >= self._settings.crash_limit:
+                self._quarantine(instance, reason, now)
+        for instance in instances:
+            if instance in self.instances and not instance.over and instance.state != "DRAINING":
+                instance.becomes("LOADING", reason)
+        self._on_change()
+
+    def _quarantine(self, instance: Instance, reason: str, now: float) -> None:
+        after_s = self._settings.quarantine_s * 2**instance.quarantines
+        instance.quarantines += 1
+        instance.served.tally.quarantines += 1
+        instance.retry_at = now + after_s
+        text = f"its worker died {len(instance.crashes)} times within a minute, last: {reason}"
+        log.error("model %s is quarantined for %.0f s: %s", instance.name, after_s, text)
+        instance.becomes("QUARANTINED", text)
+
+
+async def _first(died: asyncio.Future[Death], work: Coroutine[Any, Any, Any]) -> None:
+    """Return when one of both is done."""
+    waiting = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({died, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()

@@ -1,0 +1,127 @@
+"""One version on this node: its state, where it runs, and what is said about it. Plain state.
+
+Whoever moves it from state to state is elsewhere: ``loading`` (to READY), ``host`` (crashes), ``instances`` (the whole
+life). Not here: the queue's view of it (``served``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from edge.engines import Build
+from edge.preflight import Footprint
+from edge.repository import StoredModel
+from edge.served import Served, Warmed
+from edge.settings import Backend
+from hardware.backend import Loaded
+from mesh.messages import ModelLoad
+from mesh.values import InstanceState, ModelIdentity
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """``chain`` are the backends to try in turn; the first is what is asked for."""
+
+    stored: StoredModel
+    chain: tuple[Backend, ...]
+    served: Served
+    state: InstanceState = "LOADING"
+    reason: str = ""
+    loaded: Loaded | None = None
+    warmed: Warmed | None = None
+    build: Build | None = None
+    """The engine it waits for, or got."""
+    footprint: Footprint | None = None
+    """Measured; None until it was READY once."""
+    evicted: bool = False
+    """Unloaded to make room: not READY, and back when somebody asks for it."""
+    struck: dict[str, str] = field(default_factory=dict)
+    """Backends that took the worker down while they were being loaded, and how; not tried again in this life."""
+    crashes: deque[float] = field(default_factory=deque)
+    quarantines: int = 0
+    retry_at: float | None = None
+    """Monotonic second at which it is tried again by itself."""
+    asked_at: float = 0.0
+    """Monotonic second of the last request; the watchdog's do not count."""
+    ready_at: float = 0.0
+    load_ms: float = 0.0
+    """From LOADING to READY, the last time."""
+    loads: int = 0
+
+    @classmethod
+    def of(cls, stored: StoredModel, default: tuple[Backend, ...]) -> Instance:
+        identity, config = stored.identity, stored.config
+        served = Served(f"{identity.name}/{identity.version}", instances=config.instances, priority=config.priority)
+        instance = cls(stored, config.chain(default), served)
+        if stored.rejected:
+            instance.state, instance.reason = "FAILED", stored.rejected
+        return instance
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return self.stored.identity
+
+    @property
+    def name(self) -> str:
+        return self.served.name
+
+    @property
+    def over(self) -> bool:
+        """Neither serving nor on its way, until it is tried again."""
+        return self.state in ("FAILED", "QUARANTINED")
+
+    @property
+    def degraded(self) -> bool:
+        """Whether what is loaded runs on another backend than the one asked for."""
+        effective, asked = self.loaded.effective if self.loaded is not None else "", self.chain[0]
+        return effective != asked and not effective.startswith(f"{asked}-")  # tensorrt-rtx is tensorrt
+
+    @property
+    def engine_came(self) -> bool:
+        """Whether a build ended, well or not, that it did not look at yet."""
+        return self.build is not None and self.build.ended and not self.build.seen
+
+    def coming(self) -> bool:
+        return self.state in ("LOADING", "BUILDING", "WARMING")
+
+    def new_key(self) -> str:
+        """A key that nothing of this version has in a runtime yet."""
+        self.loads += 1
+        return f"{self.name}#{self.loads}-{id(self):x}"
+
+    def becomes(self, state: InstanceState, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+        if state == "READY":
+            self.ready_at = time.monotonic()
+
+    def renew(self) -> None:
+        """Start over, with nothing held against it."""
+        self.becomes("LOADING")
+        self.evicted = False
+        self.retry_at = None
+        self.struck.clear()
+        self.crashes.clear()
+        if self.build is not None and self.build.failed:
+            self.build = None
+
+    def report(self, service_ms: float, capacity: float = 1.0) -> ModelLoad:
+        """``service_ms`` at the speed of now; a node about to slow down reports what it will take then."""
+        identity, loaded, footprint = self.identity, self.loaded, self.footprint
+        build = self.build
+        return ModelLoad(
+            name=identity.name,
+            version=identity.version,
+            digest=identity.digest,
+            state=self.state,
+            in_flight=self.served.in_flight,
+            service_ms=service_ms / capacity,
+            deadline_ms=self.stored.config.deadline_ms,
+            reason=self.reason,
+            progress=build.progress if build is not None and not build.ended else None,
+            requested=self.chain[0],
+            effective=loaded.effective if loaded is not None and self.state == "READY" else "",
+            memory_bytes=None if footprint is None or self.state != "READY" else footprint.box + footprint.device,
+            instances=self.served.instances,
+        )

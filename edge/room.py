@@ -1,0 +1,110 @@
+"""Room for what is about to be loaded: waits, evicts or refuses, so that no load takes the memory others live on.
+
+Those that are being loaded count with what is predicted of them, for readings do not show it yet. Not here: the
+arithmetic (``preflight``), unloading (``instances``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from edge.changes import Changed
+from edge.footprints import Footprints
+from edge.instance import Instance
+from edge.preflight import Evictable, Footprint, Room, less, missing, predict, refusal, room, victims
+from edge.settings import ModelsSettings
+from mesh.messages import Gauges
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 3.0
+"""Longest wait for a reading that shows what changed; readings come every second."""
+LOOK_S = 0.05
+
+
+class NoRoom(Exception):
+    """A version does not fit; the text has the numbers."""
+
+
+class Rooms:
+    """``gauges`` is the last reading of the box; ``idle`` are the versions that could go, ``evict`` unloads one."""
+
+    def __init__(
+        self,
+        settings: ModelsSettings,
+        footprints: Footprints,
+        gauges: Callable[[], Gauges],
+        idle: Callable[[], list[Instance]],
+        evict: Callable[[Instance, str], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._footprints = footprints
+        self._gauges = gauges
+        self._idle = idle
+        self._evict = evict
+        self._turn = asyncio.Lock()
+        self._taken: dict[Instance, Footprint] = {}
+        self._given_back = Changed()
+        self._old: Gauges | None = gauges()
+        """A reading from before the last change; None once it was seen to be another."""
+
+    @contextlib.asynccontextmanager
+    async def held(self, instance: Instance) -> AsyncIterator[None]:
+        """Room for ``instance`` while it is loaded; after that readings show what it takes. Raises ``NoRoom``."""
+        need = self.predict(instance)
+        async with self._turn:
+            await self._find(instance, need)
+            self._taken[instance] = need
+        try:
+            yield
+        finally:
+            del self._taken[instance]
+            self._changed()
+            self._given_back()
+
+    def predict(self, instance: Instance) -> Footprint:
+        """What it took the last time, else a guess from its file."""
+        stored, asked = instance.stored, instance.chain[0]
+        known = self._footprints.get(stored.identity.digest, asked)
+        if known is not None:
+            return known
+        size = stored.stamp.size if stored.stamp is not None else 0
+        own_worker = self._settings.isolation == "model"
+        return predict(size, on_gpu=asked != "onnxruntime-cpu", own_worker=own_worker)
+
+    async def _find(self, instance: Instance, need: Footprint) -> None:
+        while True:
+            free = less(await self._free(), list(self._taken.values()))
+            if missing(need, free) == Footprint(0, 0):
+                return
+            if self._taken:  # they may take less than was predicted
+                loading = len(self._taken)
+                await self._given_back.until(lambda: len(self._taken) < loading)  # noqa: B023 - awaited here
+            elif not await self._make(instance, need, free):
+                raise NoRoom(refusal(need, free))
+
+    async def _make(self, instance: Instance, need: Footprint, free: Room) -> bool:
+        """Evict what was not asked for the longest; False where that is not wanted, or not enough."""
+        if not self._settings.evict:
+            return False
+        idle = [Evictable(i, i.footprint or self.predict(i), i.asked_at) for i in self._idle()]
+        chosen = victims(missing(need, free), free.unified, idle)
+        for victim in chosen or ():
+            await self._evict(victim, f"evicted to make room for {instance.name}; a request brings it back")
+        self._changed()
+        return bool(chosen)
+
+    async def _free(self) -> Room:
+        settings = self._settings
+        until = time.monotonic() + FRESH_S
+        while self._gauges() is self._old and time.monotonic() < until:  # noqa: ASYNC110 - nobody announces them
+            await asyncio.sleep(LOOK_S)
+        self._old = None
+        return room(self._gauges(), settings.device, settings.reserve_bytes)
+
+    def _changed(self) -> None:
+        self._old = self._gauges()
