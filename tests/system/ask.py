@@ -1,7 +1,8 @@
-"""An application on a host of a LAN: asks the model ``pool`` and prints each answer as a JSON line.
+"""An application on a host of a LAN: asks and prints each answer as a JSON line.
 
-``python -m tests.system.ask async|sync`` asks once with no configuration at all, ``often URL`` goes on until it is
-ended. Not here: any test.
+``python -m tests.system.ask async|sync`` asks the model ``pool`` once with no configuration at all; ``often URL MODEL``
+asks until it is ended: ``pool`` sends large tensors, ``count`` keeps a node busy for long enough that others are asked
+too. Not here: any test.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 from mesh import Client, MeshError, Result, SyncClient
 
 X = np.full((1, 3, 224, 224), 0.25, dtype=np.float32)
+N = 10_000
+QUESTIONS: dict[str, dict[str, Any]] = {"pool": {"X": X}, "count": {"N": np.array(N, np.int64)}}
 CALLERS = 4
 
 
@@ -29,18 +32,18 @@ def once_sync() -> Result:
         return client.infer("pool", {"X": X})
 
 
-async def often(url: str) -> None:
+async def often(url: str, model: str) -> None:
     async def call(client: Client, caller: int) -> None:
         while True:
-            await ask(client, caller)
+            await ask(client, model, caller)
 
     async with Client(url) as client:
         await asyncio.gather(*(call(client, caller) for caller in range(CALLERS)))
 
 
-async def ask(client: Client, caller: int) -> None:
+async def ask(client: Client, model: str, caller: int) -> None:
     try:
-        say(await client.infer("pool", {"X": X}), caller)
+        say(await client.infer(model, QUESTIONS[model]), caller)
     except MeshError as error:
         print(json.dumps({"error": error.code, "text": error.text, "caller": caller}), flush=True)
 

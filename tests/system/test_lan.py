@@ -28,7 +28,7 @@ from mesh.cluster import Child
 from tests import onnx_models
 from tests.integration.doors import repository
 from tests.netns import Host, lan
-from tests.system.ask import CALLERS, X
+from tests.system.ask import CALLERS, N, X
 from tests.system.processes import PATIENCE_S, ROOT, Site, cli, command, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.asyncio(loop_scope="module")]
@@ -39,7 +39,7 @@ RIGHT = [0.25, 0.25, 0.25]
 
 @dataclass(frozen=True)
 class Shop:
-    """Host 0 runs ``asking``, which lacks the model ``pool``; host 1 ``keeper``, which holds it; 2 and 3 are free."""
+    """Host 0 runs ``asking``, which lacks both models; host 1 ``keeper``, which holds them; 2 and 3 are free."""
 
     site: Site
     hosts: list[Host]
@@ -52,7 +52,7 @@ class Shop:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
     folder = tmp_path_factory.mktemp("lan")
-    pool = repository(folder / "pool", {"pool": onnx_models.pool()})
+    pool = repository(folder / "pool", {"pool": onnx_models.pool(), "count": onnx_models.loop()})
     other = repository(folder / "other", {"sum": onnx_models.add()})
     np.save(folder / "x.npy", X)
     with lan(4) as hosts:
@@ -81,8 +81,9 @@ async def until_shown(shop: Shop, node: str, state: str) -> float:
 class Asking:
     """An application on host 0 that asks the door there all the time."""
 
-    def __init__(self, shop: Shop) -> None:
-        self._line = shop.hosts[0].command(sys.executable, "-m", "tests.system.ask", "often", HERE)
+    def __init__(self, shop: Shop, model: str = "count") -> None:
+        self._right = [N] if model == "count" else RIGHT
+        self._line = shop.hosts[0].command(sys.executable, "-m", "tests.system.ask", "often", HERE, model)
 
     async def __aenter__(self) -> Asking:
         self._process = await asyncio.create_subprocess_exec(
@@ -100,7 +101,7 @@ class Asking:
         assert self._process.stdout is not None
         line = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE_S)
         answer: dict[str, Any] = json.loads(line)
-        assert (answer.get("y"), answer.get("route"), answer.get("hops")) == (RIGHT, "peer", 1), answer
+        assert (answer.get("y"), answer.get("route"), answer.get("hops")) == (self._right, "peer", 1), answer
         return answer
 
     async def answers_of(self, node: str, count: int) -> None:
@@ -193,7 +194,7 @@ async def test_strangers_are_never_sent_tensors(shop: Shop) -> None:
 
         await until(warned, "asking warns of the wrong key")
         received = [_received_bytes(host) for host in shop.hosts[1:]]
-        async with Asking(shop) as asking:
+        async with Asking(shop, "pool") as asking:
             await asking.answers_of("keeper", 100)
         keeper, *strangers = [_received_bytes(h) - r for h, r in zip(shop.hosts[1:], received, strict=True)]
         assert keeper > 100 * X.nbytes
