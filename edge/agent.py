@@ -29,7 +29,7 @@ class Agent:
     async def running(self) -> AsyncIterator[str]:
         """Serve until left, then drain; yields the bound HOST:PORT."""
         models = self._settings.models
-        readings = Readings(lambda: self._instances.completed)
+        readings = Readings(lambda: self._instances.completed, device=models.device)
         self._instances = Instances(
             models, self._on_change, folder=self._identity.folder, gauges=lambda: readings.gauges
         )

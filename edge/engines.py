@@ -1,7 +1,8 @@
 """TensorRT engines for the versions that ask for them: out of the cache, or built beside what serves meanwhile.
 
-One build at a time for each device: builds take all of it. A build belongs to one version and goes with it. Not here:
-the build itself (``hardware.engine_build``), loading an engine (``loading``).
+An agent builds one at a time, for a build takes all of its device; other agents on the same device do not know of it. A
+build belongs to one version and goes with it. Not here: the build itself (``hardware.engine_build``), loading an engine
+(``loading``).
 """
 
 from __future__ import annotations
@@ -81,6 +82,11 @@ class Engines:
             yield self
 
     @property
+    def ended(self) -> int | None:
+        """Builds that ended so far; None while one is going on."""
+        return None if self._device.locked() else sum(self.builds.values())
+
+    @property
     def key_file(self) -> str:
         return "" if self._folder is None else str(self._folder / KEY_FILE)
 
@@ -120,7 +126,11 @@ class Engines:
         build.task = self._tasks.start(self._run(build, request, begun, stored.identity), stored.identity.name)
         if not self._device.locked():  # else another's build goes first, which may take minutes
             build.task.add_done_callback(lambda _: begun.set())
-            await begun.wait()
+            try:
+                await begun.wait()
+            except BaseException:  # nobody would know of it
+                build.cancel()
+                raise
         return build
 
     async def _run(self, build: Build, request: EngineRequest, begun: asyncio.Event, of: ModelIdentity) -> None:

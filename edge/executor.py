@@ -141,7 +141,7 @@ class Executor:
 
     def _refusal(self, text: str, after_ms: float | None = None) -> Overloaded:
         wait_s = (self.forecast.wait_ms() if after_ms is None else after_ms) / 1e3
-        return Overloaded(f"{text}; try again in {wait_s:.1f} s", retry_after_s=wait_s)
+        return Overloaded(f"{text}; try again in {max(wait_s, 0.001):.3g} s", retry_after_s=wait_s)
 
     def _gathers(self, item: Item) -> bool:
         """Whether it is worth to wait for the end of this turn of the loop: others usually come along."""

@@ -19,6 +19,13 @@ from hardware.backend import Loaded
 from mesh.messages import ModelLoad
 from mesh.values import InstanceState, ModelIdentity
 
+SERVES, COMES = 3, 2
+
+
+def is_backend(effective: str, asked: str) -> bool:
+    """Whether a model that runs there runs where it was asked to: tensorrt-rtx is tensorrt."""
+    return effective == asked or effective.startswith(f"{asked}-")
+
 
 @dataclass(slots=True, eq=False)
 class Instance:
@@ -37,9 +44,17 @@ class Instance:
     """Measured; None until it was READY once."""
     evicted: bool = False
     """Unloaded to make room: not READY, and back when somebody asks for it."""
+    spare: str = ""
+    """Key of what else of it is in the runtime: what comes and is not warm, or goes and is not unloaded."""
     struck: dict[str, str] = field(default_factory=dict)
     """Backends that took the worker down while they were being loaded, and how; not tried again in this life."""
     crashes: deque[float] = field(default_factory=deque)
+    fruitless: int = 0
+    """Lives of its worker in a row that it ended, and in which it had answered nothing."""
+    checked: int = 0
+    """Inferences of the watchdog that it answered."""
+    answered: tuple[int, int] = (0, 0)
+    """When its worker last ended: inferences answered before that, and those of the watchdog among them."""
     quarantines: int = 0
     retry_at: float | None = None
     """Monotonic second at which it is tried again by itself."""
@@ -75,13 +90,27 @@ class Instance:
     @property
     def degraded(self) -> bool:
         """Whether what is loaded runs on another backend than the one asked for."""
-        effective, asked = self.loaded.effective if self.loaded is not None else "", self.chain[0]
-        return effective != asked and not effective.startswith(f"{asked}-")  # tensorrt-rtx is tensorrt
+        return self.loaded is None or not is_backend(self.loaded.effective, self.chain[0])
+
+    @property
+    def backend(self) -> str:
+        """The effective one by its name in the chain, as far as it is there; empty while nothing is loaded."""
+        effective = self.loaded.effective if self.loaded is not None else ""
+        return next((backend for backend in self.chain if is_backend(effective, backend)), effective)
 
     @property
     def engine_came(self) -> bool:
         """Whether a build ended, well or not, that it did not look at yet."""
         return self.build is not None and self.build.ended and not self.build.seen
+
+    @property
+    def standing(self) -> int:
+        """How near it is to serving."""
+        if self.state == "READY" or self.evicted:
+            return SERVES
+        if self.coming():
+            return COMES
+        return 0 if self.over else 1
 
     def coming(self) -> bool:
         return self.state in ("LOADING", "BUILDING", "WARMING")
@@ -96,6 +125,12 @@ class Instance:
         if state == "READY":
             self.ready_at = time.monotonic()
 
+    def has_answered(self, *, requests_only: bool) -> bool:
+        """Whether anything in this life of its worker: any inference, or a request."""
+        before, checked = self.answered
+        new = self.served.completed - before
+        return new - (self.checked - checked) > 0 if requests_only else new > 0
+
     def renew(self) -> None:
         """Start over, with nothing held against it."""
         self.becomes("LOADING")
@@ -103,6 +138,7 @@ class Instance:
         self.retry_at = None
         self.struck.clear()
         self.crashes.clear()
+        self.fruitless = 0
         if self.build is not None and self.build.failed:
             self.build = None
 

@@ -18,7 +18,7 @@ from edge.engines import BuildEngine, Engines
 from edge.executor import Executor
 from edge.footprints import Footprints
 from edge.host import Host
-from edge.instance import Instance
+from edge.instance import COMES, SERVES, Instance
 from edge.loading import Loading
 from edge.repository import StoredModel
 from edge.room import NoRoom, Rooms
@@ -62,14 +62,15 @@ class Instances:
             concurrency=settings.concurrency,
             queue_limit=settings.queue_limit,
             hang_s=settings.hang_s,
-            on_hang=_on_hang,
+            on_hang=self._on_hang,
         )
         self.tallies: dict[tuple[str, str], Tally] = {}
         """By model and version, those that are gone too."""
         self._footprints = Footprints(folder)
         self.engines = Engines(build, settings, folder, self.changed)
         self._loading = Loading(settings, self.executor, self.engines, self._footprints, self.changed)
-        self._rooms = Rooms(settings, self._footprints, gauges, self._idle, self._evict)
+        builds = lambda: self.engines.ended  # noqa: E731 - asked each time
+        self._rooms = Rooms(settings, self._footprints, gauges, self._idle, self._evict, builds)
         self._watchdog = Watchdog(settings, self.executor, self.all, self._give_up)
         self._by_name: dict[str, list[Instance]] = {}
         self._lives: dict[Instance, asyncio.Task[None]] = {}
@@ -116,17 +117,17 @@ class Instances:
         else the latest that is on its way."""
         group = self._by_name.get(name, ())
         if version:
-            return max((i for i in group if i.identity.version == version), key=_standing, default=None)
-        for wanted in (_SERVES, _COMES):
+            return max((i for i in group if i.identity.version == version), key=lambda i: i.standing, default=None)
+        for wanted in (SERVES, COMES):
             for instance in reversed(group):
-                if _standing(instance) == wanted:
+                if instance.standing == wanted:
                     return instance
         return None
 
     def at(self, identity: ModelIdentity) -> Instance | None:
         """The instance of exactly these bytes that is the nearest to serving."""
         group = self._by_name.get(identity.name, ())
-        return max((i for i in group if i.identity == identity), key=_standing, default=None)
+        return max((i for i in group if i.identity == identity), key=lambda i: i.standing, default=None)
 
     @property
     def completed(self) -> int:
@@ -205,9 +206,10 @@ class Instances:
     async def _serve(self, instance: Instance) -> None:
         """Until it failed, was quarantined or evicted; nothing of it is loaded afterwards."""
         try:
-            async with self._rooms.held(instance):
+            async with self._rooms.held(instance) as before:
                 self._join(instance)
-                await self.changed.until(lambda: instance.state not in ("LOADING", "WARMING"))
+                await self.changed.until(lambda: not instance.coming())
+            await self._rooms.measure(instance, before)
             await self.changed.until(lambda: instance.over or instance.evicted)
         except NoRoom as error:
             log.error("model %s is not loaded: %s", instance.name, error)
@@ -242,6 +244,7 @@ class Instances:
                 task.cancel()
                 await asyncio.wait({task})
             del self._hosted[instance]
+            self._rooms.left()
             self.changed()
 
     async def _drained(self, instance: Instance) -> None:
@@ -268,25 +271,16 @@ class Instances:
     def _give_up(self, instance: Instance, why: str) -> None:
         if instance in self._hosted:
             _, host = self._hosted[instance]
-            host.end(why, instance)
+            host.end(why, instance, requests_only=False)
 
-
-_SERVES, _COMES = 3, 2
-
-
-def _standing(instance: Instance) -> int:
-    """How near it is to serving."""
-    if instance.state == "READY" or instance.evicted:
-        return _SERVES
-    if instance.coming():
-        return _COMES
-    return 0 if instance.over else 1
-
-
-def _on_hang(runtime: Runtime, served: Served) -> None:
-    """Only the death of the process ends a run that hangs; its host starts another."""
-    if isinstance(runtime, WorkerRuntime):
+    def _on_hang(self, runtime: Runtime, served: Served) -> None:
+        """Only the death of the process ends a run that hangs; its host starts another."""
+        if not isinstance(runtime, WorkerRuntime):
+            log.error("model %s hangs, and without isolation nothing can end it; restart this agent", served.name)
+            return
         log.error("model %s hangs, its worker is killed", served.name)
+        for instance, (_, host) in self._hosted.items():
+            if instance.served is served and served.runtime is runtime:
+                why = f"model {served.name} hung: a run went on {self._settings.hang_s:g} s after its deadline"
+                host.end(why, instance, requests_only=True)
         runtime.kill()
-    else:
-        log.error("model %s hangs, and without isolation nothing can end it; restart this agent", served.name)

@@ -14,16 +14,15 @@ import os
 import time
 from collections.abc import Callable
 
-from edge.engines import Engines
+from edge.engines import Build, Engines, engine_options
 from edge.executor import Executor
 from edge.footprints import Footprints
-from edge.instance import Instance
-from edge.preflight import Footprint
+from edge.instance import Instance, is_backend
+from edge.measure import Measure
 from edge.settings import Backend, ModelsSettings
 from edge.warmup import warm_up
 from hardware.backend import EngineOptions, LoadOptions
-from hardware.errors import BackendUnavailable, DeviceFault, EngineNotBuilt, HardwareError, ModelRefused, WorkerDied
-from hardware.process_memory import resident_bytes
+from hardware.errors import DeviceFault, EngineNotBuilt, HardwareError, ModelRefused, WorkerDied
 from hardware.runtime import Runtime
 from mesh.lifecycle import within
 from mesh.values import InstanceState
@@ -31,8 +30,18 @@ from mesh.values import InstanceState
 log = logging.getLogger(__name__)
 
 
-class Hangs(Exception):
-    """The warm-up does not end: only the death of the runtime frees the device."""
+class Fatal(Exception):
+    """The runtime is at its end: it died, its device is lost, or a warm-up does not end and only that end frees the
+    device."""
+
+    def __init__(self, backend: Backend, error: Exception, limit_s: float) -> None:
+        self.backend = backend
+        self.hangs = isinstance(error, asyncio.TimeoutError)
+        self.died = isinstance(error, WorkerDied)
+        self.text = f"its warm-up did not end within {limit_s:g} s (models.warmup_s)"
+        if isinstance(error, HardwareError):
+            self.text = error.text
+        super().__init__(self.text)
 
 
 class _Later(Exception):
@@ -53,47 +62,49 @@ class Loading:
         self._settings = settings
         self._executor = executor
         self._engines = engines
-        self._footprints = footprints
+        self._measure = Measure(settings, footprints)
         self._on_change = on_change
 
     async def bring_up(self, instance: Instance, runtime: Runtime) -> None:
-        """To READY, BUILDING or FAILED. Raises ``WorkerDied`` and ``Hangs``, which are the end of the runtime."""
+        """To READY, BUILDING or FAILED. Raises ``Fatal``, whose cause it may be or not: see :meth:`blame`."""
         started = time.monotonic()
         self._becomes(instance, "LOADING")
         refused: list[str] = []
         late = False
         for backend in instance.chain:
+            if backend in instance.struck:
+                refused.append(instance.struck[backend])
+                continue
             try:
                 await self._try(instance, runtime, backend)
-            except _Later:  # noqa: PERF203 - a chain has a handful
+            except _Later:
                 late = True
             except (WorkerDied, DeviceFault, asyncio.TimeoutError) as error:
-                self._fatal(instance, backend, error)
+                raise Fatal(backend, error, self._settings.warmup_s) from None
             except HardwareError as error:
                 log.warning("model %s cannot run on %s: %s", instance.name, backend, error.text)
                 instance.served.tally.backend_failures[backend] += 1
                 refused.append(error.text)
             else:
                 instance.load_ms = (time.monotonic() - started) * 1e3
-                await self._measure(instance)
+                await self._measure.take(instance)
                 self._ready(instance, refused)
                 if late and instance.build is None:
                     await self._build_with_shapes(instance, refused)
                     self._ready(instance, refused)
                 return
-        if instance.build is not None and not instance.build.ended:
+        if _is_building(instance):
             self._becomes(instance, "BUILDING", _all(refused))
         else:
             reason = _all(refused) or "declare [warmup] or [[profiles]] in model.toml: its engine has free dimensions"
             self._fail(instance, reason)
 
     async def _build_with_shapes(self, instance: Instance, refused: list[str]) -> None:
-        """Begin the build that waited for the shapes of a warm-up."""
+        """Begin the build that waited for the shapes of a warm-up; one that ends at once is seen to as any other."""
         try:
-            await self._entry(instance)
-        except _Later:
-            pass
+            await self._begin(instance)
         except HardwareError as error:
+            instance.served.tally.backend_failures["tensorrt"] += 1
             refused.append(error.text)
 
     async def engine_came(self, instance: Instance, runtime: Runtime) -> None:
@@ -108,52 +119,58 @@ class Loading:
             try:
                 await self._try(instance, runtime, "tensorrt")
             except (WorkerDied, DeviceFault, asyncio.TimeoutError) as error:
-                self._fatal(instance, "tensorrt", error)
+                raise Fatal("tensorrt", error, self._settings.warmup_s) from None
             except HardwareError as error:
                 log.warning("model %s stays on %s: %s", instance.name, _effective(instance), error.text)
                 instance.served.tally.backend_failures["tensorrt"] += 1
                 refused.append(error.text)
             else:
-                await self._measure(instance)
+                await self._measure.take(instance)
         self._ready(instance, refused)
 
     async def _try(self, instance: Instance, runtime: Runtime, backend: Backend) -> None:
         """Load, warm up, take over. Raises what the runtime or the build says, and ``_Later``."""
-        if backend in instance.struck:
-            raise BackendUnavailable(instance.struck[backend])
         await _check_unchanged(instance)
         options = await self._options(instance, backend)
         key = instance.new_key()
         loaded = await runtime.load(key, os.fspath(instance.stored.path), options)
+        instance.spare = key
         try:
             await _check_unchanged(instance)
             if instance.state != "READY":
                 self._becomes(instance, "WARMING")
             config = instance.stored.config
-            warmed = await within(self._settings.warmup_s, warm_up(runtime, key, loaded, config))
-        except (DeviceFault, asyncio.TimeoutError, WorkerDied):
-            raise
+            limit_s = self._settings.warmup_s
+            warmed = await within(limit_s, warm_up(runtime, key, loaded, config, limit_s))
+        except (DeviceFault, asyncio.TimeoutError, WorkerDied, asyncio.CancelledError):
+            raise  # the runtime ends, or who cancelled this unloads what is ``spare``
         except BaseException:
             with contextlib.suppress(HardwareError):  # the runtime's end frees it as well
                 await runtime.unload(key)
+            instance.spare = ""
             raise
         instance.loaded, instance.warmed = loaded, warmed
         instance.served.warmed(warmed)
+        if instance.state == "READY":  # on something else, which it now says no more
+            self._ready(instance, [])
         await self._take_over(instance, key, runtime)
 
     async def _take_over(self, instance: Instance, key: str, runtime: Runtime) -> None:
         served = instance.served
-        before = served.key if served.runtime is runtime else ""
+        before = instance.spare = served.key if served.runtime is runtime else ""
         await self._executor.swap(served, key, runtime)
         if before:
-            await runtime.unload(before)
+            with contextlib.suppress(HardwareError):  # a runtime that dies now does so of something else
+                await runtime.unload(before)
+            instance.spare = ""
 
     async def _options(self, instance: Instance, backend: Backend) -> LoadOptions:
         settings, config = self._settings, instance.stored.config
         entry = await self._entry(instance) if backend == "tensorrt" else ""
-        cache_dir = ""
+        cache_dir, engine = "", None
         if backend == "onnxruntime-tensorrt":
             cache_dir = await asyncio.to_thread(self._engines.cache_dir, instance.identity.digest)
+            engine = await asyncio.to_thread(engine_options, instance.stored, None, settings.max_file_bytes)
         return LoadOptions(
             backend=backend,
             threads=settings.run_threads(),
@@ -161,7 +178,7 @@ class Loading:
             device=settings.device,
             allow_cpu=settings.allow_cpu and backend == instance.chain[-1],
             max_model_bytes=settings.max_file_bytes,
-            engine=EngineOptions(precision=config.precision, profiles=config.engine_profiles()),
+            engine=engine or EngineOptions(precision=config.precision, profiles=config.engine_profiles()),
             engine_entry=entry,
             engine_key_file=self._engines.key_file if entry else "",
             cache_dir=cache_dir,
@@ -170,10 +187,7 @@ class Loading:
 
     async def _entry(self, instance: Instance) -> str:
         """Where the engine is. Raises ``_Later`` while there is none, ``EngineNotBuilt`` where there will be none."""
-        if instance.build is None:
-            warmed = None if instance.warmed is None else {t.name: t.shape for t in instance.warmed.inputs}
-            instance.build = await self._engines.start(instance.stored, warmed)
-        build = instance.build
+        build = await self._begin(instance)
         if build is None:
             raise _Later
         if not build.ended:
@@ -185,44 +199,35 @@ class Loading:
             raise EngineNotBuilt(build.failed)
         return build.engine.entry
 
+    async def _begin(self, instance: Instance) -> Build | None:
+        """Its build, which begins now if there was none; None while it is not known for which shapes."""
+        if instance.build is None:
+            warmed = None if instance.warmed is None else {t.name: t.shape for t in instance.warmed.inputs}
+            instance.build = await self._engines.start(instance.stored, warmed)
+        return instance.build
+
     def _ready(self, instance: Instance, refused: list[str]) -> None:
         asked, effective = instance.chain[0], _effective(instance)
         if not instance.degraded:
             self._becomes(instance, "READY")
             return
-        building = instance.build is not None and not instance.build.ended
-        why = "its engine is being built" if building else _all(refused)
+        reasons = ["its engine is being built"] if _is_building(instance) else refused
+        if instance.loaded is not None and not is_backend(instance.loaded.effective, instance.loaded.requested):
+            reasons = [*reasons, instance.loaded.detail]
+        why = _all(reasons)
         text = f"degraded: runs on {effective}, {asked} was asked for"
         self._becomes(instance, "READY", f"{text}: {why}" if why else text)
 
-    async def _measure(self, instance: Instance) -> None:
-        """A worker of its own is what the version takes; of a shared one it is what the load added."""
-        runtime, loaded = instance.served.runtime, instance.loaded
-        if runtime is None or loaded is None:
-            return  # the worker died right after
-        own = self._settings.isolation == "model"
-        box = await asyncio.to_thread(resident_bytes, runtime.pid) if own else loaded.memory_bytes
-        if box is None:
-            return
-        instance.footprint = Footprint(box, loaded.device_bytes or 0)
-        await asyncio.to_thread(
-            self._footprints.remember, instance.identity.digest, instance.chain[0], instance.footprint
-        )
-
-    def _fatal(self, instance: Instance, backend: Backend, error: Exception) -> None:
-        """What ended the runtime is not tried again where something else can be; always raises."""
-        instance.served.tally.backend_failures[backend] += 1
-        hangs = isinstance(error, asyncio.TimeoutError)
-        text = f"its warm-up inference did not end within {self._settings.warmup_s:g} s"
-        if isinstance(error, HardwareError):
-            text = error.text
-        if backend != instance.chain[-1]:
-            instance.struck[backend] = f"{backend} took its worker down: {text}"
-        elif hangs:
-            self._fail(instance, text)
-        if isinstance(error, WorkerDied):
-            raise error
-        raise Hangs(text) from None
+    def blame(self, instance: Instance, fatal: Fatal) -> bool:
+        """``instance`` was the cause of it. What ended the runtime is not tried again where something else can be; the
+        answer is whether there is."""
+        instance.served.tally.backend_failures[fatal.backend] += 1
+        if fatal.backend != instance.chain[-1] or _is_building(instance):
+            instance.struck[fatal.backend] = f"{fatal.backend} took its worker down: {fatal.text}"
+            return True
+        if fatal.hangs:
+            self._fail(instance, fatal.text)
+        return False
 
     def _fail(self, instance: Instance, reason: str) -> None:
         log.error("model %s cannot be served: %s", instance.name, reason)
@@ -244,4 +249,8 @@ def _effective(instance: Instance) -> str:
 
 
 def _all(refused: list[str]) -> str:
-    return "; ".join(dict.fromkeys(refused))
+    return "; ".join(dict.fromkeys(filter(None, refused)))
+
+
+def _is_building(instance: Instance) -> bool:
+    return instance.build is not None and not instance.build.ended

@@ -83,12 +83,13 @@ class ModelConfig(Declared):
     """Inferences of a version that may run at the same time."""
     batching: BatchingConfig = BatchingConfig()
     precision: Literal["fp32", "fp16"] = "fp32"
-    """For "tensorrt": what the engine may compute in."""
+    """What TensorRT may compute in, as "tensorrt" and as "onnxruntime-tensorrt"."""
     cuda_graphs: bool = False
     """For "tensorrt": replay captured CUDA graphs for the most used shapes."""
     profiles: tuple[dict[str, ProfileRange], ...] = ()
-    """For "tensorrt": shapes the engine is built for, by input; none are taken from the warm-up's."""
-    labels: tuple[str, ...] = ()
+    """Shapes that engines of "tensorrt" and "onnxruntime-tensorrt" are built for, by input. Where none are given one is
+    made of the warm-up's shapes: for "onnxruntime-tensorrt" of those that ``warmup`` declares only, because it builds
+    while it loads, before anything ran."""
     warmup: dict[str, WarmupInput] = Field(default_factory=dict)
     """Inputs of the warm-up by name; undeclared ones are zeros of the declared shape, free dimensions guessed."""
 

@@ -63,6 +63,17 @@ def _free(used: int | None, total: int | None, reserve_bytes: int | None) -> int
     return max(total - used - reserve, 0)
 
 
+def grown(before: Gauges, after: Gauges, device: int) -> int | None:
+    """Bytes that the GPU numbered ``device`` holds more than before; None where that is unknown, or it is not more.
+
+    Where its memory is the box's, it is what the box holds more.
+    """
+    if device >= min(len(before.devices), len(after.devices)):
+        return None
+    used, uses = before.devices[device].memory_used_bytes, after.devices[device].memory_used_bytes
+    return None if used is None or uses is None or uses <= used else uses - used
+
+
 def less(free: Room, taken: Sequence[Footprint]) -> Room:
     """What is left when those that are being loaded have what was predicted."""
     box, device = _needs(free, Footprint(sum(t.box for t in taken), sum(t.device for t in taken)))

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 
 import anyio
@@ -34,19 +34,26 @@ _ON_THE_WIRE = frozenset(DeviceGauges.__struct_fields__)
 
 
 class Readings:
-    """``completed`` counts the inferences of this agent so far; it is called on the event loop.
+    """``completed`` counts the inferences of this agent so far; it is called on the event loop. ``device`` numbers the
+    GPU that it uses: the others are reported, and have no say in its capacity and its energy.
 
     ``gauges`` and ``capacity`` are the last known, at any time; run :meth:`run` as a task that lives with the agent.
     """
 
     def __init__(
-        self, completed: Callable[[], int], box: BoxGauges | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        completed: Callable[[], int],
+        box: BoxGauges | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        device: int = 0,
     ) -> None:
         self._completed = completed
         self._box = box
         self._clock = clock
+        self._device = device
         self._per_inference = EnergyPerInference()
-        self._forecasts: dict[int, tuple[CoolClock, Forecast]] = {}
+        self._cool_clock, self._forecast = CoolClock(), Forecast()
         self._outlook = Capacity()
         self._gauges = _no_reading("not read yet")
         self._read_at_s = clock()
@@ -58,7 +65,7 @@ class Readings:
 
     @property
     def capacity(self) -> float:
-        """Share of its speed when cool that the slowest device is expected to have shortly."""
+        """Share of its speed when cool that the device is expected to have shortly; without one, the processors."""
         return self._outlook.share
 
     @property
@@ -98,13 +105,13 @@ class Readings:
     def take(self, read: BoxReadings) -> None:
         """Make one reading the present one."""
         self._read_at_s, self._stale = self._clock(), False
-        sources = list(read.devices) or ([read.processor] if read.processor else [])
-        outlooks = [self._forecast(index, read.at_s, device) for index, device in enumerate(sources)]
-        self._outlook = min(outlooks, key=lambda outlook: outlook.share, default=Capacity())
+        used = read.devices[self._device] if self._device < len(read.devices) else None
+        source = used or read.processor
+        self._outlook = Capacity() if source is None else self._forecast.add(self._cool_clock.sample(read.at_s, source))
         unknown = dict(read.unknown)
-        joules = self._per_inference.add(read.at_s, _energy(read.devices), self._completed())
+        joules = self._per_inference.add(read.at_s, None if used is None else used.energy_j, self._completed())
         if joules is None:
-            unknown["joule_per_inference"] = _why_no_energy(read.devices)
+            unknown["joule_per_inference"] = _why_no_energy(used)
         self._gauges = Gauges(
             read.cpu_percent,
             read.memory_used_bytes,
@@ -115,10 +122,6 @@ class Readings:
             memory_pressure_percent=read.memory_pressure_percent,
             unknown=unknown,
         )
-
-    def _forecast(self, index: int, at_s: float, device: DeviceReadings) -> Capacity:
-        clock, forecast = self._forecasts.setdefault(index, (CoolClock(), Forecast()))
-        return forecast.add(clock.sample(at_s, device))
 
     def _judge_age(self) -> None:
         age_s = self._clock() - self._read_at_s
@@ -139,14 +142,7 @@ def _device(device: DeviceReadings) -> DeviceGauges:
     return DeviceGauges(**fields)
 
 
-def _energy(devices: Sequence[DeviceReadings]) -> float | None:
-    """Of all devices together; one unknown makes the sum unknown."""
-    joules = [device.energy_j for device in devices]
-    return None if not joules or None in joules else sum(j for j in joules if j is not None)
-
-
-def _why_no_energy(devices: Sequence[DeviceReadings]) -> str:
-    if not devices:
+def _why_no_energy(device: DeviceReadings | None) -> str:
+    if device is None:
         return "no device that measures its power"
-    silent = [device.name for device in devices if device.energy_j is None]
-    return f"energy of {silent[0]} is unknown" if silent else "no inference in the last minute"
+    return f"energy of {device.name} is unknown" if device.energy_j is None else "no inference in the last minute"

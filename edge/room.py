@@ -1,7 +1,8 @@
 """Room for what is about to be loaded: waits, evicts or refuses, so that no load takes the memory others live on.
 
-Those that are being loaded count with what is predicted of them, for readings do not show it yet. Not here: the
-arithmetic (``preflight``), unloading (``instances``).
+Those that are being loaded count with what is predicted of them, for readings do not show it yet; so does what is
+BUILDING, whose build takes memory that nobody can predict and whose engine is loaded after it. Not here: the arithmetic
+(``preflight``), unloading (``instances``).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple
 
 from edge.changes import Changed
 from edge.footprints import Footprints
 from edge.instance import Instance
-from edge.preflight import Evictable, Footprint, Room, less, missing, predict, refusal, room, victims
+from edge.measure import Measure
+from edge.preflight import Evictable, Footprint, Room, grown, less, missing, predict, refusal, room, victims
 from edge.settings import ModelsSettings
 from mesh.messages import Gauges
 
@@ -30,8 +33,19 @@ class NoRoom(Exception):
     """A version does not fit; the text has the numbers."""
 
 
+class Before(NamedTuple):
+    """The box as a version was about to be loaded."""
+
+    gauges: Gauges
+    moves: int
+    builds: int | None
+
+
 class Rooms:
-    """``gauges`` is the last reading of the box; ``idle`` are the versions that could go, ``evict`` unloads one."""
+    """``gauges`` is the last reading of the box; ``idle`` are the versions that could go, ``evict`` unloads one.
+
+    ``builds`` counts the engine builds that ended; None while one is going on.
+    """
 
     def __init__(
         self,
@@ -40,41 +54,68 @@ class Rooms:
         gauges: Callable[[], Gauges],
         idle: Callable[[], list[Instance]],
         evict: Callable[[Instance, str], Awaitable[None]],
+        builds: Callable[[], int | None],
     ) -> None:
         self._settings = settings
         self._footprints = footprints
+        self._measure = Measure(settings, footprints)
         self._gauges = gauges
         self._idle = idle
         self._evict = evict
+        self._builds = builds
         self._turn = asyncio.Lock()
         self._taken: dict[Instance, Footprint] = {}
+        self._moves = 0
+        """Loads that began or ended, and unloads."""
         self._given_back = Changed()
         self._old: Gauges | None = gauges()
         """A reading from before the last change; None once it was seen to be another."""
 
     @contextlib.asynccontextmanager
-    async def held(self, instance: Instance) -> AsyncIterator[None]:
+    async def held(self, instance: Instance) -> AsyncIterator[Before]:
         """Room for ``instance`` while it is loaded; after that readings show what it takes. Raises ``NoRoom``."""
         need = self.predict(instance)
         async with self._turn:
             await self._find(instance, need)
+            self._moves += 1
+            before = Before(self._gauges(), self._moves, None if self._taken else self._builds())
             self._taken[instance] = need
         try:
-            yield
+            yield before
         finally:
             del self._taken[instance]
+            self._moves += 1
             self._changed()
             self._given_back()
 
+    def left(self) -> None:
+        """A version was unloaded."""
+        self._moves += 1
+
+    async def measure(self, instance: Instance, before: Before) -> None:
+        """See what ``instance``, which was loaded since ``before``, added to the device; only where nothing else can
+        tell, and nothing else was loaded, unloaded or built meanwhile."""
+        if not self._measure.needs_growth(instance) or before.builds is None:
+            return
+        old, moves, until = self._gauges(), self._moves, time.monotonic() + FRESH_S
+        while self._gauges() is old and time.monotonic() < until:
+            moves = self._moves  # what moves after the last look does not show in the reading yet
+            await asyncio.sleep(LOOK_S)
+        undisturbed = moves == before.moves + 1 and self._builds() == before.builds
+        after, device = self._gauges(), self._settings.device
+        more = None if after is old else grown(before.gauges, after, device)
+        if undisturbed and more is not None and self._measure.needs_growth(instance):
+            await self._measure.take(instance, grown=more, unified=after.devices[device].unified_memory)
+
     def predict(self, instance: Instance) -> Footprint:
-        """What it took the last time, else a guess from its file."""
-        stored, asked = instance.stored, instance.chain[0]
-        known = self._footprints.get(stored.identity.digest, asked)
-        if known is not None:
-            return known
+        """What it took on the first of its chain that was ever measured, else a guess from its file."""
+        stored = instance.stored
+        for backend in instance.chain:
+            if (known := self._footprints.get(stored.identity.digest, backend)) is not None:
+                return known
         size = stored.stamp.size if stored.stamp is not None else 0
         own_worker = self._settings.isolation == "model"
-        return predict(size, on_gpu=asked != "onnxruntime-cpu", own_worker=own_worker)
+        return predict(size, on_gpu=instance.chain[0] != "onnxruntime-cpu", own_worker=own_worker)
 
     async def _find(self, instance: Instance, need: Footprint) -> None:
         while True:

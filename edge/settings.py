@@ -57,11 +57,13 @@ class ModelsSettings(Group):
     hang_s: float = Field(default=30.0, gt=0)
     """A run that goes on this long after its deadline counts as hung: its worker is killed and started again."""
     warmup_s: float = Field(default=300.0, gt=0)
-    """Longest that a warm-up inference may take; a model that takes longer FAILS and its worker is started again."""
+    """Longest that a warm-up may take in all; a model that takes longer FAILS and its worker is started again. What it
+    can do without (timing more runs, finding out about batching) is left out rather than to come near to that."""
     drain_s: float = Field(default=30.0, ge=0)
     """Longest that a version which is unloaded may finish what it was asked before."""
     crash_limit: int = Field(default=3, ge=1)
-    """Crashes within a minute after which a model is QUARANTINED."""
+    """Ends of its worker that a model causes within a minute, or in a row with no request answered in between, after
+    which it is QUARANTINED."""
     quarantine_s: float = Field(default=600.0, gt=0)
     """Seconds until a QUARANTINED model is tried again, doubled each time; loading it by name tries at once."""
 

@@ -1,8 +1,8 @@
 """The subset of Triton's ``config.pbtxt`` that has a meaning here, as fields of ``model.toml``.
 
 https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto. What the ONNX file says itself
-is not repeated, what cannot be kept is refused by name. Not here: the text format (``pbtxt``), the fields' own limits
-(``model_config``).
+is not repeated, what would make a model answer otherwise is refused by name, and what only tunes is named in the log.
+Not here: the text format (``pbtxt``), the fields' own limits (``model_config``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,25 @@ log = logging.getLogger(__name__)
 GPU_CHAIN = ("tensorrt", "onnxruntime-cuda")
 """What Triton's ``execution_accelerators`` come to: no CPU, for a GPU was asked for."""
 
+REFUSED = {
+    "ensemble_scheduling": "it is an ensemble, and only single models are served",
+    "sequence_batching": "its requests belong together in sequences, and here each stands alone",
+    "batch_input": "its batches need inputs that Triton makes",
+    "batch_output": "its batches need outputs that Triton takes apart",
+}
+"""Fields without which a model would answer wrongly, or not at all."""
+READ = {
+    "": {"name", "platform", "backend", "max_batch_size", "version_policy", "model_transaction_policy", *REFUSED},
+    "dynamic_batching": {"max_queue_delay_microseconds", "default_priority_level"},
+    "instance_group": {"name", "count"},
+    "optimization": {"execution_accelerators"},
+    "optimization.execution_accelerators": {"gpu_execution_accelerator"},
+}
+"""Fields that are looked at, by the message they are in."""
+IN_THE_FILE = {"input", "output"}
+"""The ONNX file says it."""
+TRUE = ("true", "True", "t", "1")
+
 
 def from_pbtxt(text: str, model: str) -> dict[str, Any]:
     """Raises ``ModelRejected`` naming what is wrong; the values themselves are not judged yet."""
@@ -28,6 +47,9 @@ def from_pbtxt(text: str, model: str) -> dict[str, Any]:
     platform = last(fields, "platform") or last(fields, "backend") or "onnxruntime"
     if platform not in ("onnxruntime_onnx", "onnxruntime"):
         raise ModelRejected(f"{where} asks for {platform!r}; only ONNX models are served")
+    _refuse(fields, where)
+    if ignored := sorted(_ignored(fields, "")):
+        log.info("%s: these fields have no meaning here and are ignored: %s", where, ", ".join(ignored))
     return {
         **_versions(_message(fields, "version_policy", where)),
         **_batching(fields, where),
@@ -40,6 +62,28 @@ def last(fields: Fields, name: str) -> Any:
     """The value of a field that may stand once; the last of several counts, as protobuf has it."""
     values = fields.get(name)
     return values[-1] if values else None
+
+
+def _refuse(fields: Fields, where: str) -> None:
+    for name, why in REFUSED.items():
+        if fields.get(name):
+            raise ModelRejected(f"{where} has {name}: {why}")
+    transactions = _message(fields, "model_transaction_policy", where) or {}
+    if last(transactions, "decoupled") in TRUE:
+        raise ModelRejected(f"{where} is decoupled: a request is answered once here, not any number of times")
+
+
+def _ignored(fields: Fields, inside: str) -> set[str]:
+    """Full names of the fields that nothing looks at."""
+    found: set[str] = set()
+    for name, values in fields.items():
+        full = f"{inside}.{name}" if inside else name
+        if full in READ:
+            for value in values:
+                found |= _ignored(value, full) if isinstance(value, dict) else set()
+        elif name not in READ[inside] and full not in IN_THE_FILE:
+            found.add(full)
+    return found
 
 
 def _message(fields: Fields, name: str, where: str) -> Fields | None:
@@ -78,8 +122,6 @@ def _batching(fields: Fields, where: str) -> dict[str, Any]:
     dynamic = _message(fields, "dynamic_batching", where)
     found: dict[str, Any] = {}
     if dynamic is not None:
-        if "preferred_batch_size" in dynamic:
-            log.info("%s: preferred_batch_size is not needed here and ignored: batches are sized by deadlines", where)
         if (delay_us := last(dynamic, "max_queue_delay_microseconds")) is not None:
             batching["delay_ms"] = _number(delay_us, "max_queue_delay_microseconds", where) / 1e3
         if (priority := last(dynamic, "default_priority_level")) is not None:

@@ -7,6 +7,7 @@ here: states (``instances``), what follows from the times (``latency``), compari
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -32,12 +33,17 @@ RUNS = 3
 MEASURE_MS = 100.0
 """Time spent on each number of rows, beyond the two runs that are always made."""
 MAX_MEASURED = 20
+FOR_MORE = 0.5
+"""Share of the time that a warm-up has in which it does more than it must: one inference, and all sizes declared."""
+PROOF_ROWS = 3 * (OTHERS + 1)
+"""Rows that run for a proof: each request alone, and all together in two orders."""
 AUTOMATIC_ROWS = 32
 """Most rows of a run where ``model.toml`` declares none."""
 
 
 class _WarmUp:
-    def __init__(self, runtime: Runtime, key: str, loaded: Loaded, config: ModelConfig) -> None:
+    def __init__(self, runtime: Runtime, key: str, loaded: Loaded, config: ModelConfig, limit_s: float) -> None:
+        self._until = time.monotonic() + FOR_MORE * limit_s
         self._runtime = runtime
         self._key = key
         self._loaded = loaded
@@ -54,12 +60,22 @@ class _WarmUp:
         for size in sizes:
             try:
                 inputs = [_input(info, declared.get(info.name), size) for info in signature.inputs]
-                return inputs, min([await self._run_ms(inputs) for _ in range(RUNS)])
+                return inputs, await self._first_ms(inputs)
             except DeviceFault:  # noqa: PERF203 - at most six rounds
                 raise
             except (InvalidInput, RunFailed) as error:
                 failed = error
         raise RunFailed(f"the warm-up inference failed, declare [warmup] in model.toml: {failed.text}")
+
+    async def _first_ms(self, inputs: list[RawTensor]) -> float:
+        took = [await self._run_ms(inputs)]
+        while len(took) < RUNS and self._is_time(took[-1]):
+            took.append(await self._run_ms(inputs))
+        return min(took)
+
+    def _is_time(self, ms: float) -> bool:
+        """Whether what takes so long, and need not be done, ends early enough."""
+        return time.monotonic() + ms / 1e3 <= self._until
 
     async def batched(self, inputs: list[RawTensor], first_ms: float) -> tuple[Batching, tuple[tuple[int, float], ...]]:
         """How requests may run together, and what runs of more rows take."""
@@ -78,7 +94,9 @@ class _WarmUp:
                 )
             points = await self._measured(inputs, first_ms, limit, lambda per_row: False)
             return Batching(limit, declared.delay_ms), points
-        if rows != 1 or not self._has_free_rows() or not await self._is_proven(inputs, limit):
+        if rows != 1 or not self._has_free_rows() or not self._is_time(PROOF_ROWS * first_ms):
+            return alone
+        if not await self._is_proven(inputs, limit):
             return alone
         points = await self._measured(inputs, first_ms, limit, _no_longer_pays)
         best = _best_rows(points)
@@ -92,7 +110,7 @@ class _WarmUp:
         """Whether a request is answered the same before and behind others as alone: the first dimension is a batch."""
         requests = [inputs, *other_values(inputs, min(OTHERS, limit - 1))]
         try:
-            alone = [await self._runtime.run(self._key, request, ()) for request in requests]
+            alone = [await self._run(request) for request in requests]
             return same_answers(alone, await self._together(requests)) and same_answers(
                 alone[::-1], await self._together(requests[::-1])
             )
@@ -102,18 +120,22 @@ class _WarmUp:
             return False
 
     async def _together(self, requests: list[list[RawTensor]]) -> list[list[RawTensor]]:
-        outputs = await self._runtime.run(self._key, batch.merge(requests), ())
+        outputs = await self._run(batch.merge(requests))
         return batch.split(outputs, [1] * len(requests))
 
     async def _measured(
         self, inputs: list[RawTensor], first_ms: float, limit: int, enough: Callable[[list[float]], bool]
     ) -> tuple[tuple[int, float], ...]:
-        points = [(1, min(first_ms, await self._fastest_ms(inputs)))]
+        points = [(1, await self._fastest_ms(inputs, first_ms))]
         rows = 2
         while rows <= limit and not enough([ms / n for n, ms in points]):
+            if not self._is_time(first_ms * rows):
+                break  # a slow model is none the worse for what is not known of it
             try:
+                started = time.monotonic()
                 await self._together([inputs] * rows)
-                points.append((rows, await self._fastest_ms(batch.merge([inputs] * rows))))
+                together_ms = (time.monotonic() - started) * 1e3
+                points.append((rows, await self._fastest_ms(batch.merge([inputs] * rows), together_ms)))
             except DeviceFault:
                 raise
             except (InvalidInput, RunFailed) as error:
@@ -123,22 +145,35 @@ class _WarmUp:
             rows = limit if rows < limit < 2 * rows else 2 * rows
         return tuple(points)
 
-    async def _fastest_ms(self, inputs: list[RawTensor]) -> float:
-        """Of as many runs as fit the time: the others tell more of what else the box does."""
-        took = [await self._run_ms(inputs), await self._run_ms(inputs)]
-        while sum(took) < MEASURE_MS and len(took) < MAX_MEASURED:
+    async def _fastest_ms(self, inputs: list[RawTensor], known_ms: float) -> float:
+        """Of the run that is known and as many as fit the time: the others tell more of what else the box does."""
+        took: list[float] = []
+        while len(took) < 2 or (sum(took) < MEASURE_MS and len(took) < MAX_MEASURED):
+            if not self._is_time(known_ms):
+                break
             took.append(await self._run_ms(inputs))
-        return min(took)
+        return min([known_ms, *took])
 
     async def _run_ms(self, inputs: list[RawTensor]) -> float:
         started = time.monotonic()
-        await self._runtime.run(self._key, inputs, ())
+        await self._run(inputs)
         return (time.monotonic() - started) * 1e3
 
+    async def _run(self, inputs: list[RawTensor]) -> list[RawTensor]:
+        run = self._runtime.run(self._key, inputs, ())
+        try:
+            return await run
+        except asyncio.CancelledError:
+            self._runtime.abandon(run)
+            raise
 
-async def warm_up(runtime: Runtime, key: str, loaded: Loaded, config: ModelConfig) -> Warmed:
-    """Raises the ``HardwareError`` that makes the instance FAIL."""
-    work = _WarmUp(runtime, key, loaded, config)
+
+async def warm_up(runtime: Runtime, key: str, loaded: Loaded, config: ModelConfig, limit_s: float = math.inf) -> Warmed:
+    """Raises the ``HardwareError`` that makes the instance FAIL.
+
+    ``limit_s`` is when the caller gives up; what is not needed is left out where it would last half as long.
+    """
+    work = _WarmUp(runtime, key, loaded, config, limit_s)
     inputs, first_ms = await work.first()
     batching, points = await work.batched(inputs, first_ms)
     shapes = batch.shapes_of(inputs) if batching.max_rows > 1 else tuple(tensor.shape for tensor in inputs)

@@ -66,6 +66,7 @@ class Watchdog:
         except MeshError as error:
             why = f"it failed the watchdog's inference: {error.text}"
         else:
+            instance.checked += 1
             return
         if served.runtime is runtime and instance.state == "READY":
             log.error("model %s: %s", instance.name, why)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from hardware.cuda import DeviceFacts
 
 SCHEMA = 1
-"""To be raised whenever ``engine_plan`` builds in another way: it fixes streams, flags, plugins and compatibility."""
+"""To be raised whenever ``engine_plan`` builds in another way: it fixes streams, flags and compatibility, and loads no
+plugins."""
 
 _L4T_RELEASE = Path("/etc/nv_tegra_release")
 

@@ -144,8 +144,10 @@ def open_session(path: str, options: LoadOptions) -> OnnxSession:
         raise
     except Exception as error:  # noqa: BLE001 - the binding's exceptions share no other base
         raise _load_error(error, path) from None
+    batch_limit = None
     if effective == "onnxruntime-tensorrt":
         onnx_providers.check_profiles(signature, options)
+        batch_limit = onnx_providers.batch_limit(signature, options)
     if hasattr(runtime, "__fake__"):
         detail = "; ".join(filter(None, ("simulated: no GPU is used", detail)))
     loaded = Loaded(
@@ -155,6 +157,7 @@ def open_session(path: str, options: LoadOptions) -> OnnxSession:
         platform=PLATFORM,
         load_ms=(time.monotonic() - started) * 1e3,
         memory_bytes=max(0, (resident_bytes(os.getpid()) or 0) - resident),
+        batch_limit=batch_limit,
         detail=detail,
     )
     return OnnxSession(session, runtime, loaded)

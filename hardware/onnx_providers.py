@@ -118,11 +118,19 @@ def check_profiles(signature: Signature, options: LoadOptions) -> None:
     if missing:
         names = ", ".join(sorted(missing))
         raise ModelRefused(
-            f"inputs of free dimensions need their bounds for onnxruntime-tensorrt: give profiles with {names}"
+            f"inputs of free dimensions need their bounds for onnxruntime-tensorrt: give profiles with {names}, or the "
+            "shapes of their warm-up"
         )
     odd = next((r.name for profile in profiles for r in profile if set(r.name) & set(":,")), None)
     if odd is not None:  # those separate names and shapes in the provider's options
         raise ModelRefused(f"onnxruntime-tensorrt takes no profile of an input named '{odd}'")
+
+
+def batch_limit(signature: Signature, options: LoadOptions) -> int | None:
+    """Most rows that some profile takes; None where no input has a free first dimension."""
+    batched = {info.name for info in signature.inputs if info.shape[:1] == (-1,)}
+    most = [min(r.maximum[0] for r in profile if r.name in batched) for profile in options.engine.profiles if batched]
+    return max(most, default=None)
 
 
 def _tensorrt_options(options: LoadOptions) -> Options:

@@ -93,7 +93,7 @@ def refusal(error: MeshError) -> Answer:
     """The one error table: status of the class, text in the OIP error document."""
     headers = {hop.ERROR: error.code}
     if error.retry_after_s is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+        headers["retry-after"] = str(max(math.ceil(error.retry_after_s), 1))
     return Answer(error.status, _JSON + _lines(headers), (encode_error(error.text),))
 
 

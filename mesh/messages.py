@@ -33,7 +33,8 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     deadline_ms: float = 0.0
     """The model's own default deadline, 0 where the setting decides."""
     reason: str = ""
-    """Why it is FAILED or QUARANTINED, or READY on another backend than the one asked for."""
+    """Why it is FAILED, QUARANTINED, DRAINING (evicted, or being unloaded), LOADING again, or READY on another backend
+    than the one asked for."""
     progress: float | None = None
     """Share of the TensorRT engine that is built, 0 to 1, while one is."""
     requested: str = ""
@@ -41,7 +42,7 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     effective: str = ""
     """Backend it runs on (DESIGN D8); empty until it is loaded."""
     memory_bytes: int | None = None
-    """Measured footprint: memory of its worker or of the GPU; None where unknown."""
+    """Measured footprint: the sum of its worker's memory and its share of the GPU's; None where either is unknown."""
     instances: int = 1
     """Inferences of it that may run at the same time."""
 
@@ -84,7 +85,7 @@ class Gauges(msgspec.Struct, frozen=True, omit_defaults=True):
     temperature_c: float | None = None
     devices: tuple[DeviceGauges, ...] = ()
     joule_per_inference: float | None = None
-    """Energy of the devices over the inferences of the last minute."""
+    """Energy of the device that is used over the inferences of the last minute; on a Jetson of the whole module."""
     memory_pressure_percent: float | None = None
     """Share of the last 10 s in which something waited for memory."""
     unknown: dict[str, str] = {}

@@ -70,7 +70,7 @@ _BOX = {
         0.01,
     ),
     "joule_per_inference": (
-        Family("mesh_inference_energy_joules", "gauge", "Energy of the devices per inference over the last minute."),
+        Family("mesh_inference_energy_joules", "gauge", "Energy of its device per inference over the last minute."),
         1.0,
     ),
 }

@@ -1,7 +1,7 @@
 """``mesh doctor``: what is wrong with this installation and this box, and what to do about it.
 
-Each check is a function that returns one finding; none changes anything. ONNX Runtime is looked at from outside, in a
-process of its own: a broken one must not take the doctor down.
+Each check is a function that returns one finding; none changes anything. ONNX Runtime and TensorRT are looked at from
+outside, in a process of its own each: a broken one must not take the doctor down.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 from rich.markup import escape
@@ -36,6 +36,10 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 print(json.dumps([onnxruntime.__version__, onnxruntime.get_available_providers()]))
 """
+
+
+_LOOK = "hardware.acceptance.look"
+"""Looks at one library in a process of its own, which may die of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,38 @@ def _look_at_ort(package: str) -> Finding:
         last = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
         return Finding("onnxruntime", "failed", f"{package} cannot be imported: {last}", "reinstall it")
     return Finding("onnxruntime", "ok", f"{package} {version}: {', '.join(providers)}")
+
+
+def tensorrt() -> Finding:
+    """The provider of ONNX Runtime links one major version of TensorRT, and falls to CUDA where there is another."""
+    found = _look_at("tensorrt")
+    if "version" not in found:
+        absent = "is not installed" in found["error"]
+        return Finding("tensorrt", "ok", "not installed") if absent else Finding("tensorrt", "warning", found["error"])
+    installed = f"{found['module']} {found['version']}"
+    links = None if found["module"] == "tensorrt-rtx" else _look_at("onnxruntime").get("links_tensorrt")
+    if links is None or found["version"].split(".")[0] == str(links):
+        return Finding("tensorrt", "ok", installed)
+    advice = (
+        f"the backend onnxruntime-tensorrt needs TensorRT {links} (libnvinfer.so.{links}): on a PC "
+        f"'pip install \"tensorrt-cu13<{links + 1}\"', or use the backend tensorrt, which takes either"
+    )
+    return Finding("tensorrt", "warning", f"{installed}, but this onnxruntime links TensorRT {links}", advice)
+
+
+def _look_at(library: str) -> dict[str, Any]:
+    """What is known of it, or ``error``."""
+    try:
+        ran = subprocess.run(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", _LOOK, library], capture_output=True, text=True, timeout=PROBE_S, check=False
+        )
+        looked: dict[str, Any] = jsonlib.loads(ran.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return {"error": f"{library} hangs when it is imported"}
+    except (ValueError, IndexError):
+        last = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return {"error": f"{library} ends the process that imports it: {last}"}
+    return looked
 
 
 def nats_server() -> Finding:
@@ -129,6 +165,7 @@ def hardware() -> Finding:
 CHECKS: tuple[Callable[[], Finding], ...] = (
     python,
     onnxruntime_packages,
+    tensorrt,
     nats_server,
     hardware,
     shared_memory,

@@ -130,8 +130,10 @@ def _percent(share: float | None) -> str:
 
 def _backend(requested: str | None, effective: str | None) -> str:
     """What it runs on, and what was asked for where that is something else (DESIGN D8)."""
-    if effective is None or requested is None or effective == requested:
+    if not effective or not requested:
         return effective or requested or "-"
+    if effective == requested or effective.startswith(f"{requested}-"):  # tensorrt-rtx is tensorrt
+        return effective
     return f"[yellow]{effective}[/] for {requested}"
 
 

@@ -55,7 +55,7 @@ async def stream(client: Client, stop: asyncio.Event) -> list[float]:
     """Milliseconds of each answer at a fixed rate, from when it was due."""
     took: list[float] = []
     tasks: set[asyncio.Task[None]] = set()
-    x = np.ones((1, 2048), np.float32)
+    x = np.ones((1, 4096), np.float32)
 
     async def ask(due: float) -> None:
         await client.infer("steady", {"X": x})

@@ -231,3 +231,13 @@ async def test_a_cuda_error_that_passes_leaves_the_worker_alive(
         assert not isinstance(caught.value, DeviceFault)
         await load(runtime, tmp_path, onnx_models.simple())
         await answers(runtime)
+
+
+async def test_tensorrt_says_how_many_rows_its_profiles_take(start: Start, tmp_path: Path) -> None:
+    async with start("works") as runtime:
+        loaded = await load(
+            runtime, tmp_path, onnx_models.simple(), backend="onnxruntime-tensorrt", engine=BOUNDED, key="bounded"
+        )
+        assert loaded.batch_limit == 8
+        fixed = await load(runtime, tmp_path, onnx_models.add(), backend="onnxruntime-tensorrt")
+        assert fixed.batch_limit is None

@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 import hardware.fakes
+from edge.footprints import FILE
+from edge.profiles import ROWS
 from hardware.engine_messages import Engine, EngineRequest
 from mesh.deadline import Deadline
 from mesh.errors import ModelRejected
@@ -216,4 +219,77 @@ async def test_a_chain_tells_what_it_came_to(folder: Path) -> None:
 
 
 def _builds() -> list[int]:
-    return [c.pid for c in psutil.Process().children() if "hardware.engine_process" in c.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # a worker that ends at this moment
+            found += [child.pid] * ("hardware.engine_process" in child.cmdline())
+    return found
+
+
+async def test_an_engine_in_the_cache_takes_over_too_where_the_fall_back_told_its_shapes(folder: Path) -> None:
+    models = repository(folder / "models", {"m": onnx_models.free_dims()}, {"m": FALLS_BACK})
+    for _ in ("built", "cached"):
+        async with Loaded(models, parts={"folder": folder / "state"}).running() as here:
+            await soon(on_tensorrt(here))
+
+
+async def test_unloading_before_a_build_began_cancels_it_too(folder: Path) -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def never_begins(request: EngineRequest, on_progress: object) -> Engine:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    models = repository(folder / "models", {"m": onnx_models.simple()}, {"m": ALONE})
+    parts = {"folder": folder / "state", "build": never_begins}
+    async with Loaded(models, parts=parts, control="explicit").running() as here:
+        loading = asyncio.ensure_future(here.control.load("m"))
+        await soon(began.wait())
+        await soon(here.control.unload("m"))
+        await soon(ended.wait())
+        await soon(asyncio.wait({loading}))
+        assert loading.exception() is not None
+
+
+async def test_a_footprint_is_kept_under_the_backend_that_took_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TRT_BUILD_S", "600")
+
+    def kept() -> set[str]:
+        known = msgspec.json.decode((folder / "state" / FILE).read_bytes(), type=dict[str, tuple[int, int]])
+        return {key.partition(":")[2] for key in known}
+
+    async with loaded(folder, FALLS_BACK) as here:
+        await here.until_state("m", "READY")
+        assert kept() == {"onnxruntime-cpu"}
+    monkeypatch.setenv("FAKE_TRT_BUILD_S", "0")
+    async with loaded(folder, FALLS_BACK) as here:
+        await on_tensorrt(here)
+        await until(lambda: kept() == {"onnxruntime-cpu", "tensorrt"})
+
+
+async def test_tensorrt_of_onnx_runtime_is_given_the_profile_of_a_declared_warm_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(SITE.parent / "site_ort_gpu"))
+    monkeypatch.setenv("FAKE_ORT_GPU", "works")
+    chain = 'backends = ["onnxruntime-tensorrt"]\n'
+    async with loaded(folder, chain) as here:  # only the batch is free
+        await here.settled()
+        assert (here.report("m").state, here.report("m").effective) == ("READY", "onnxruntime-tensorrt")
+        loaded_as = here.get("m").loaded
+        assert loaded_as is not None
+        assert loaded_as.batch_limit == ROWS
+    models = repository(folder / "free", {"m": onnx_models.free_dims()}, {"m": chain})
+    async with Loaded(models).running() as here:
+        await here.settled()
+        assert "give profiles with X, or the shapes of their warm-up" in here.get("m").reason
+    (models / "m" / "model.toml").write_text(chain + "[warmup]\nX = { shape = [1, 3, 2] }\n")
+    async with Loaded(models).running() as here:
+        await here.settled()
+        assert here.get("m").state == "READY"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from mesh import fleet
-from mesh.cli.fleet import HARDWARE, held
+from mesh.cli.fleet import HARDWARE, _backend, held
 from mesh.membership import NodeView
 from mesh.messages import DeviceGauges, Gauges, Report
 from tests.builders import OTHER_DIGEST, a_model_load, a_report
@@ -71,3 +72,20 @@ def test_a_model_says_what_it_runs_on_and_how_far_its_engine_is() -> None:
     (at,) = held([row])[0]["nodes"]
     assert (at["state"], at["progress"]) == ("BUILDING", 0.4)
     assert (at["requested"], at["effective"]) == ("tensorrt", "onnxruntime-cpu")
+
+
+@pytest.mark.parametrize(
+    ("requested", "effective", "shown"),
+    [
+        ("tensorrt", "tensorrt", "tensorrt"),
+        ("tensorrt", "tensorrt-rtx", "tensorrt-rtx"),  # as asked, and not degraded
+        ("tensorrt", "onnxruntime-cpu", "[yellow]onnxruntime-cpu[/] for tensorrt"),
+        ("onnxruntime-tensorrt", "onnxruntime-cuda", "[yellow]onnxruntime-cuda[/] for onnxruntime-tensorrt"),
+        ("tensorrt", None, "tensorrt"),
+        (None, None, "-"),
+    ],
+)
+def test_a_backend_that_is_not_the_one_asked_for_stands_out(
+    requested: str | None, effective: str | None, shown: str
+) -> None:
+    assert _backend(requested, effective) == shown

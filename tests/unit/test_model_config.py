@@ -78,7 +78,6 @@ def test_a_model_toml_with_everything(folder: Path) -> None:
     instances = 3
     precision = "fp16"
     cuda_graphs = true
-    labels = ["vision"]
     [batching]
     max_rows = 16
     delay_ms = 1.5
@@ -106,6 +105,7 @@ def test_a_model_toml_with_everything(folder: Path) -> None:
     [
         ("versions = ", "is not TOML"),
         ("batch = 3", "batch: Extra inputs"),
+        ('labels = ["cat"]', "labels: Extra inputs"),
         ('backends = ["pytorch"]', "backends."),
         ('backend = "onnxruntime-cuda"', 'as in backends = ["onnxruntime-cuda"'),
         ("instances = 0", "instances"),
@@ -136,7 +136,7 @@ def test_what_is_wrong_in_a_model_toml_is_named(folder: Path, toml: str, says: s
 
 
 def test_what_cannot_be_read_is_named(folder: Path) -> None:
-    (folder / "model.toml").write_bytes(b'labels = ["\xff"]')
+    (folder / "model.toml").write_bytes(b'backends = ["\xff"]')
     assert refused(folder) == "resnet/model.toml is not UTF-8 text"
     (folder / "model.toml").unlink()
     (folder / "model.toml").symlink_to("/proc/self/mem")  # a regular file whose reading fails
@@ -195,10 +195,32 @@ def test_the_batching_of_triton(folder: Path, pbtxt: str, batching: BatchingConf
     assert config(folder, pbtxt).batching == batching
 
 
-def test_what_of_tritons_batching_means_nothing_here_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("pbtxt", "named"),
+    [
+        (
+            "dynamic_batching { preferred_batch_size: [4] default_queue_policy { timeout_action: REJECT } }",
+            "dynamic_batching.default_queue_policy, dynamic_batching.preferred_batch_size",
+        ),
+        ("instance_group [ { count: 1 kind: KIND_CPU }, { gpus: [1] } ]", "instance_group.gpus, instance_group.kind"),
+        ('response_cache { enable: true } model_warmup [ { name: "a" } ]', "model_warmup, response_cache"),
+        ("optimization { cuda { graphs: true } }", "optimization.cuda"),
+        ('model_transaction_policy { decoupled: false } input { name: "x" } parameters {}', "parameters"),
+    ],
+)
+def test_what_of_triton_only_tunes_is_ignored_by_name(
+    folder: Path, caplog: pytest.LogCaptureFixture, pbtxt: str, named: str
+) -> None:
     with caplog.at_level("INFO"):
-        config(folder, "dynamic_batching { preferred_batch_size: [4] default_priority_level: 2 }")
-    assert "preferred_batch_size" in caplog.text
+        config(folder, pbtxt)
+    (record,) = caplog.records
+    assert record.getMessage() == (f"resnet/config.pbtxt: these fields have no meaning here and are ignored: {named}")
+
+
+def test_what_of_triton_is_understood_is_not_called_ignored(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        config(folder, 'name: "resnet" max_batch_size: 4 instance_group { name: "a" count: 2 } input { name: "x" }')
+    assert caplog.records == []
 
 
 def test_the_model_toml_wins(folder: Path) -> None:
@@ -229,6 +251,13 @@ def test_the_model_toml_wins(folder: Path) -> None:
         ("version_policy: { specific: { versions: [] } }", "versions"),
         ("version_policy: { specific: 1 }", "versions"),
         ("version_policy: { specific: { versions: [{}] } }", "versions"),
+        ('ensemble_scheduling { step [ { model_name: "a" } ] }', "ensemble_scheduling: it is an ensemble"),
+        ("sequence_batching { max_sequence_idle_microseconds: 5000 }", "sequence_batching: its requests belong"),
+        ("model_transaction_policy { decoupled: true }", "is decoupled"),
+        ("model_transaction_policy { decoupled: 1 }", "is decoupled"),
+        ("model_transaction_policy: 1", "not a message"),
+        ("batch_input [ { kind: BATCH_ELEMENT_COUNT } ]", "inputs that Triton makes"),
+        ("batch_output [ {} ]", "outputs that Triton takes apart"),
         ("a: {", "unclosed brace"),
         ("a: [1, 2", "unclosed bracket"),
         ("a: }", "is no value"),

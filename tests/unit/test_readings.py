@@ -187,7 +187,7 @@ def test_energy_per_inference_says_why_it_is_unknown() -> None:
     kept = Readings(lambda: 5)
     kept.take(BoxReadings(1.0))
     assert kept.gauges.unknown["joule_per_inference"] == "no device that measures its power"
-    kept.take(BoxReadings(2.0, devices=(DeviceReadings("a", "nvml", energy_j=1.0), DeviceReadings("b", "nvml"))))
+    kept.take(BoxReadings(2.0, devices=(DeviceReadings("b", "nvml"), DeviceReadings("a", "nvml", energy_j=1.0))))
     assert kept.gauges.unknown["joule_per_inference"] == "energy of b is unknown"
 
 
@@ -195,13 +195,34 @@ def hot(at_s: float, temperature_c: float) -> DeviceReadings:
     return DeviceReadings("gpu", "nvml", utilization_percent=99.0, temperature_c=temperature_c, trip_c=95.0)
 
 
-def test_the_capacity_is_that_of_the_device_that_will_throttle_first() -> None:
-    kept = Readings(lambda: 0)
+@pytest.mark.parametrize("device", [0, 1])
+def test_the_capacity_is_that_of_the_device_that_is_used(device: int) -> None:
+    kept = Readings(lambda: 0, device=device)
     for t in range(30):
         devices = (hot(t, 60.0), hot(t, 60.0 + t))
         kept.take(BoxReadings(float(t), devices=devices))
+    if device == 0:
+        assert kept.capacity == 1.0
+        return
     assert 0.5 < kept.capacity < 0.9
     assert kept.outlook.reason.startswith("reaches its limit of 95 °C in")
+
+
+def test_the_energy_is_that_of_the_device_that_is_used() -> None:
+    completed = 0
+    kept = Readings(lambda: completed, device=1)
+    for t in (0.0, 1.0):
+        devices = (DeviceReadings("other", "nvml"), DeviceReadings("ours", "nvml", energy_j=40.0 * t))
+        kept.take(BoxReadings(t, devices=devices))
+        completed = 80
+    assert kept.gauges.joule_per_inference == pytest.approx(0.5)
+
+
+def test_a_device_that_is_not_there_has_neither() -> None:
+    kept = Readings(lambda: 5, device=3)
+    kept.take(BoxReadings(1.0, devices=(hot(1, 94.0),)))
+    assert kept.capacity == 1.0
+    assert kept.gauges.unknown["joule_per_inference"] == "no device that measures its power"
 
 
 def test_a_box_without_a_gpu_is_throttled_by_its_processors() -> None:

@@ -5,19 +5,24 @@ Not here: whether requests may run together (``test_proof``).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from edge.model_config import ModelConfig, WarmupInput
+from edge.model_config import BatchingConfig, ModelConfig, WarmupInput
 from edge.warmup import warm_up
+from hardware.backend import Loaded, RawTensor, Signature, TensorInfo
 from hardware.errors import ModelRefused, RunFailed
 from hardware.inline_runtime import InlineRuntime
+from hardware.runtime import Runtime
 from tests import onnx_models
 from tests.contract.tensors import load
+from tests.virtual import in_virtual_time
 
 
 @pytest.fixture
@@ -83,3 +88,46 @@ async def test_what_fails_says_what_to_declare(runtime: InlineRuntime, tmp_path:
             await warm_up(runtime, "m", loaded, config)
     with pytest.raises(ModelRefused, match="'NOPE', which is not an input"):
         await warm_up(runtime, "m", loaded, told("NOPE", 1))
+
+
+class Slow:
+    """A runtime on which each row takes ``row_s``; it gives back its input."""
+
+    def __init__(self, row_s: float) -> None:
+        self.row_s = row_s
+        self.rows: list[int] = []
+
+    def run(self, key: str, inputs: Sequence[RawTensor], outputs: object) -> asyncio.Future[list[RawTensor]]:
+        (tensor,) = inputs
+        self.rows.append(tensor.shape[0])
+        future: asyncio.Future[list[RawTensor]] = asyncio.get_running_loop().create_future()
+        answer = [RawTensor("Y", tensor.datatype, tensor.shape, bytes(tensor.whole))]
+        asyncio.get_running_loop().call_later(self.row_s * tensor.shape[0], future.set_result, answer)
+        return future
+
+
+ROWS = Signature((TensorInfo("X", "FP32", (-1, 4)),), (TensorInfo("Y", "FP32", (-1, 4)),))
+
+
+@pytest.mark.parametrize(
+    ("row_s", "declared", "rows", "most"),
+    [
+        (0.0001, 0, None, 1),  # proven, measured, and found not to pay
+        (20.0, 0, [1, 1, 1], 1),  # no time for a proof
+        (140.0, 0, [1], 1),
+        (20.0, 8, [1, 1, 1, 1, 1, 2], 8),  # 4 rows at once would take too long to try
+        (140.0, 8, [1], 8),
+    ],
+)
+@in_virtual_time
+async def test_a_slow_model_is_warm_in_time_for_what_is_not_needed_is_left_out(
+    row_s: float, declared: int, rows: list[int] | None, most: int
+) -> None:
+    slow, started = Slow(row_s), asyncio.get_running_loop().time()
+    loaded = Loaded(ROWS, "onnxruntime-cpu", "onnxruntime-cpu", "onnxruntime_onnx", 0.0)
+    config = ModelConfig(batching=BatchingConfig(max_rows=declared))
+    warmed = await warm_up(cast("Runtime", slow), "m", loaded, config, limit_s=300.0)
+    assert rows is None or slow.rows == rows
+    assert asyncio.get_running_loop().time() - started <= 150.0
+    assert warmed.batching.max_rows == most
+    assert warmed.service_ms == pytest.approx(row_s * 1e3)
