@@ -37,9 +37,12 @@ lint: $(INSTALLED) ## ruff, mypy, import contracts
 
 check: lint test ## everything CI runs: lint, then the tests
 
-bench: models ## requests a second against the bare transport, and the cost of each hop
+bench: models ## against the bare transport, the cost of each hop, batching, and what faults cost
 	$(BIN)/python -m tests.bench.serving
 	$(BIN)/python -m tests.bench.hops
+	$(BIN)/python -m tests.bench.batching
+	$(BIN)/python -m tests.bench.chaos
+	$(BIN)/python -m tests.bench.isolation
 
 clean: ## remove what these commands made: environment, models, caches
 	rm -rf $(VENV) $(MODELS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
