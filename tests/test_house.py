@@ -7,6 +7,7 @@ inside the project (import-linter's contracts in pyproject.toml), style (ruff), 
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import re
 import subprocess
@@ -83,7 +84,16 @@ def _module(path: Path) -> Module:
     parts = relative.with_suffix("").parts
     text = path.read_text(encoding="utf-8")
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    return Module(name, relative.as_posix(), text, ast.parse(text, str(relative)))
+    return Module(name, relative.as_posix(), text, _parsed(text, str(relative)))
+
+
+def _parsed(text: str, path: str) -> ast.Module:
+    """CPython 3.11 miscounts its depth where something is collected while a tree is built (python/cpython#106905)."""
+    try:
+        return ast.parse(text, path)
+    except SystemError:
+        gc.collect()
+        return ast.parse(text, path)
 
 
 def _definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.AST]]:

@@ -7,6 +7,7 @@ Router, door and holder live as long as the module; every test brings the node t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -187,16 +189,25 @@ async def test_a_model_that_keeps_crashing_is_quarantined_alone(mesh: Mesh, tmp_
 
 async def _killed_while_it_runs(agent: Child, client: Client) -> MeshError:
     """Kill the worker that runs a long request: the one that computes."""
-    before = {worker: worker.cpu_times().user for worker in workers(agent)}
-    request = asyncio.create_task(client.infer("cursed", {"N": np.array(2**62, dtype=np.int64)}, deadline_ms=60_000))
+    n = np.array(2**62, dtype=np.int64)
+    killed = False
 
     async def busy() -> bool:
-        found = [worker for worker, used in before.items() if worker.cpu_times().user > used + 0.1]
-        for worker in found:
-            worker.kill()
-        return bool(found)
+        nonlocal killed
+        for worker, used in before.items():
+            with contextlib.suppress(psutil.Error):
+                if worker.cpu_times().user > used + 0.1:
+                    worker.kill()
+                    killed = True
+        return killed or request.done()
 
-    await until(busy, "a worker computes")
+    while not killed:  # a request that met the worker before this one, on its way out, is asked again
+        before = {worker: worker.cpu_times().user for worker in workers(agent)}
+        request = asyncio.create_task(client.infer("cursed", {"N": n}, deadline_ms=60_000))
+        await until(busy, "a worker computes")
+        if not killed:
+            await asyncio.wait({request})
+            await until_held(agent, "cursed", "quarantine")
     with pytest.raises(MeshError) as failed:
         await asyncio.wait_for(request, PATIENCE_S)
     return failed.value

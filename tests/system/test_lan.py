@@ -101,7 +101,8 @@ class Asking:
         assert self._process.stdout is not None
         line = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE_S)
         answer: dict[str, Any] = json.loads(line)
-        assert (answer.get("y"), answer.get("route"), answer.get("hops")) == (self._right, "peer", 1), answer
+        assert (answer.get("y"), answer.get("route")) == (self._right, "peer"), answer
+        assert answer["hops"] in (1, 2), answer  # who is busy may pass it on once more
         return answer
 
     async def answers_of(self, node: str, count: int) -> None:
