@@ -71,10 +71,9 @@ class Forecast:
 
     def held_until(self, lane: Lane) -> float:
         """Monotonic second until which a lane may wait for company: its delay, or the first slack that ends."""
-        cost = self.cost(lane)
         if lane.rows >= lane.limit:
             return 0.0
-        ms, delay_ms = cost(lane.rows), lane.served.batching.delay_ms
+        ms, delay_ms = self.cost(lane)(lane.rows), lane.served.batching.delay_ms
         return min([min(i.arrived + delay_ms / 1e3, i.deadline.at - ms / 1e3) for i in lane])
 
     def is_warm(self, now: float) -> bool:

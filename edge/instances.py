@@ -80,8 +80,6 @@ class Instances:
         self._host_tasks = Tasks("hosts")
         self._ending: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._completed_before = 0
-        """Inferences of versions that are gone."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Instances]:
@@ -132,7 +130,7 @@ class Instances:
     @property
     def completed(self) -> int:
         """Inferences since the start."""
-        return self._completed_before + sum(i.served.completed for i in self.all())
+        return sum(tally.queue_seconds.count for tally in self.tallies.values())
 
     def service_ms(self, instance: Instance) -> float:
         """Learned time of one inference now; 0 until one ran."""
@@ -171,7 +169,6 @@ class Instances:
         life = self._lives.pop(instance)
         life.cancel()
         await asyncio.wait({life})
-        self._completed_before += instance.served.completed
         group = self._by_name[instance.identity.name]
         group.remove(instance)
         if not group:

@@ -1,6 +1,6 @@
 """What the kernel says of a process's memory: what is resident, and whether it has killed for want of it.
 
-Files of the kernel that never wait, read so that a loop may do it. Not here: the box's memory and limits (``gauges``).
+:func:`oom_kills` reads so that a loop may call it. Not here: the box's memory and limits (``memory``, ``cgroup``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import psutil
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Resident memory that is a process's own, arenas and libraries not counted; None once the process ends."""
+    """Resident memory that is a process's own, arenas and libraries not counted; None once the process ends.
+
+    Blocks for the moment that reading it takes: call it off the loop.
+    """
     try:
         held = psutil.Process(pid).memory_info()
     except psutil.Error:

@@ -110,7 +110,7 @@ class WorkerRuntime:
         return self._process.pid
 
     def resident_bytes(self) -> int | None:
-        """Memory of the worker, without the arenas it shares with this process; None unless it is alive."""
+        """Memory of the worker, without the arenas it shares with this process; None unless it is alive. Blocks."""
         return self._process.resident_bytes() if self._alive else None
 
     async def load(self, key: str, path: str, options: LoadOptions) -> Loaded:

@@ -13,8 +13,8 @@ from tests.bench.offload import policies
 from tests.bench.offload.bound import Instance, bound, earliest_first, flow_bound, linear_bound
 from tests.bench.offload.environment import Environment
 from tests.bench.offload.policy import Request
+from tests.bench.offload.profiles import Profile
 from tests.bench.offload.scenarios import SCENARIOS
-from tests.bench.offload.service import Profile
 from tests.bench.offload.world import Mesh
 
 RTT_S = 0.02

@@ -19,7 +19,7 @@ from tests.bench.offload.baselines_latency import C3, LlmdLike, Peak, PeakEwma
 from tests.bench.offload.marginal import DgdLike, GmsrLike, marginal_ms, simplex
 from tests.bench.offload.policy import Node, Report, Request
 from tests.bench.offload.prequal import Prequal, Probe, threshold
-from tests.bench.offload.service import best_row_ms, queue_ms, row_ms, rows_per_ms, work_ms
+from tests.bench.offload.profiles import best_row_ms, queue_ms, row_ms, rows_per_ms, work_ms
 
 PROFILE = (8.0, 2.0, 4)
 REQUEST = Request(0, 0, 0, 0.0, 0.1, 10_000, 1_000, 0)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from tests.bench.offload.policy import Request, World
-from tests.bench.offload.service import rows_per_ms
+from tests.bench.offload.profiles import rows_per_ms
 
 
 def least(nodes: Sequence[int], cost: Callable[[int], float], luck: random.Random, choices: int | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from tests.bench.offload.baselines import least
 from tests.bench.offload.policy import Report, Request, World
-from tests.bench.offload.service import queue_ms, run_ms
+from tests.bench.offload.profiles import queue_ms, run_ms
 
 PENALTY_MS = float((2**63 - 1) >> 16)
 """Finagle's cost of a node that has never answered but holds a request (PeakEwma.scala)."""

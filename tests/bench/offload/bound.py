@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from tests.bench.offload.environment import Environment
 from tests.bench.offload.policy import Request
-from tests.bench.offload.service import Profile, best_row_ms, run_ms
+from tests.bench.offload.profiles import Profile, best_row_ms, run_ms
 
 SLOT_S = 0.05
 FASTEST = 1.2

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tests.bench.offload.baselines import Baseline, least
 from tests.bench.offload.policy import Request, World
-from tests.bench.offload.service import Profile, rows_per_ms
+from tests.bench.offload.profiles import Profile, rows_per_ms
 
 
 def marginal_ms(profile: Profile, rows: float, slowdown: float = 1.0) -> float:

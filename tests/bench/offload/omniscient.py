@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 from tests.bench.offload.policy import Request, World
-from tests.bench.offload.service import run_ms, work_ms
+from tests.bench.offload.profiles import run_ms, work_ms
 
 if TYPE_CHECKING:
     from tests.bench.offload.world import Mesh

@@ -14,7 +14,7 @@ from statistics import median
 
 from tests.bench.offload.baselines_latency import seen_ms
 from tests.bench.offload.policy import Request, World
-from tests.bench.offload.service import run_ms, work_ms
+from tests.bench.offload.profiles import run_ms, work_ms
 
 HISTORY = 64
 """Answers per node and model that a latency estimate is drawn from."""

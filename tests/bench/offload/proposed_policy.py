@@ -12,9 +12,9 @@ from math import exp
 from typing import NamedTuple
 
 from tests.bench.offload.policy import Report, Request, World
+from tests.bench.offload.profiles import best_row_ms
 from tests.bench.offload.proposed import Choice, choose
 from tests.bench.offload.proposed_estimate import Ask, Candidate, Dials, Learned, Load, Sent
-from tests.bench.offload.service import best_row_ms
 
 RATE_TAU_S = 0.5
 """Time constant of the arrival rate that nodes report; our own share is averaged alike."""
