@@ -15,10 +15,10 @@ export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo models test check lint bench clean
+.PHONY: help demo models test check lint bench bench-offload clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: models ## the main job on real models: a site, a router and a cloud node; a burst, a killed node
 	$(BIN)/mesh demo $(ARGS)
@@ -37,12 +37,17 @@ lint: $(INSTALLED) ## ruff, mypy, import contracts
 
 check: lint test ## everything CI runs: lint, then the tests
 
-bench: models ## against the bare transport, the cost of each hop, batching, and what faults cost
+bench: models ## against the bare transport, the cost of each hop and of a router, batching, faults
 	$(BIN)/python -m tests.bench.serving
 	$(BIN)/python -m tests.bench.hops
 	$(BIN)/python -m tests.bench.batching
 	$(BIN)/python -m tests.bench.chaos
 	$(BIN)/python -m tests.bench.isolation
+	$(BIN)/python -m tests.bench.router_cpu
+
+bench-offload: $(INSTALLED) ## every offload policy in every simulated mesh: docs/benchmarks/; a first look: ARGS=--quick
+	@$(BIN)/python -c 'import matplotlib, scipy' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m tests.bench.offload.publish $(ARGS)
 
 clean: ## remove what these commands made: environment, models, caches
 	rm -rf $(VENV) $(MODELS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -43,7 +43,7 @@ class Agent:
                 local=self._models,
                 models=self._models.reports,
                 coming=self._models.coming,
-                wait_ms=self._models.wait_ms,
+                work=self._models.work,
                 gauges=lambda: readings.gauges,
                 capacity=lambda: readings.capacity,
                 repository=control,

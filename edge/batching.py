@@ -45,6 +45,9 @@ class Plan(NamedTuple):
     run: int
 
 
+Planner = Callable[[Sequence[Entry], int, Cost], Plan]
+
+
 def plan(queue: Sequence[Entry], max_rows: int, cost: Cost) -> Plan:
     """Plan the next run of a queue in order of deadline, not empty; ``max_rows`` is a run's most rows.
 

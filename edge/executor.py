@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from edge import batch, outcome
-from edge.batching import Cost, Entry, Plan, fill_up, plan
-from edge.forecast import Forecast
+from edge.batching import Planner, plan
+from edge.company import Company, is_worth_waiting_for
+from edge.forecast import PIPELINE_MS, Forecast
 from edge.lane import Lane, Queue, admit
 from edge.served import Item, Run, Served
 from hardware.backend import RawTensor
@@ -24,14 +25,7 @@ from hardware.runtime import Runtime
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, ModelNotReady, Overloaded
 
-PIPELINE_MS = 2.0
-"""Work that may be handed over beyond ``concurrency``, so that a worker finds the next run when it ends one."""
 MAX_PIPELINED = 8
-GATHER = 0.5
-"""With this much company of late, a request waits for the end of the loop's turn before it runs."""
-LEARN_COMPANY = 0.2
-
-Planner = Callable[[Sequence[Entry], int, Cost], Plan]
 
 
 class Executor:
@@ -60,7 +54,7 @@ class Executor:
         self._runs: set[Run] = set()
         self.forecast = Forecast(self._queue, self._runs, concurrency)
         self._order = itertools.count()
-        self._arrivals: dict[Served, int] = {}
+        self._company = Company()
         self._turn: asyncio.Handle | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._closed = False
@@ -90,11 +84,12 @@ class Executor:
                     return outcome.at_once(run)
                 self._runs_on(run)
             loop = asyncio.get_running_loop()
-            item.timer = loop.call_at(loop.time() + item.deadline.left_s(), self._expire, item)
+            item.future = loop.create_future()
+            item.timer = loop.call_at(self.forecast.due_at(item, now), self._due, item)
             try:
                 return await item.future
             finally:
-                item.timer.cancel()
+                item.timer.cancel()  # the one of now: it may have been set again
                 self._leave(item)
         finally:
             served.in_flight -= 1
@@ -130,11 +125,9 @@ class Executor:
         if waiting >= self._queue_limit:
             item.served.tally.queue_full += 1
             raise self._refusal(f"{waiting} requests are waiting on this node")
-        if self._refuse and self._runs and waiting:  # the next in line gets its chance
-            late_ms = self.forecast.finish_ms(item) - item.deadline.left_ms()
-            if late_ms > 0.0:
-                item.served.tally.late += 1
-                raise self._refusal(f"{waiting} requests are waiting on this node, this one would be late", late_ms)
+        if self._refuse and self._runs and (late_ms := self.forecast.over_ms(item, waiting)) > 0.0:
+            item.served.tally.late += 1
+            raise self._refusal(f"{waiting} requests are waiting on this node, this one would be late", late_ms)
         self._queue.add(item)
         if self._turn is None and self._may_run(item):
             self._turn = asyncio.get_running_loop().call_soon(self._end_turn)
@@ -150,17 +143,29 @@ class Executor:
             return False
         if served.batching.delay_ms > 0.0:
             return True
-        self._arrivals[served] = self._arrivals.get(served, 0) + 1
+        self._company.comes(item)
         if self._turn is None:
             self._turn = asyncio.get_running_loop().call_soon(self._end_turn)
-        return served.company > GATHER and served.latency.best_rows(item.shapes, served.batching.max_rows) > 1
+        return is_worth_waiting_for(item)
 
     def _end_turn(self) -> None:
         self._turn = None
-        for served, count in self._arrivals.items():
-            served.company += LEARN_COMPANY * (count - 1 - served.company)
-        self._arrivals.clear()
+        self._company.turn_ends()
         self._dispatch()
+
+    def _due(self, item: Item) -> None:
+        """At the deadline; and before it, when another node could still answer what waits here and will be late."""
+        if item.timer is not None and item.timer.when() >= item.deadline.at:
+            self._expire(item)
+            return
+        if item.lane is not None:
+            self._queue.take(item)
+            if (late_ms := self.forecast.late_ms(item)) > 0.0:
+                item.served.tally.late += 1
+                self._give_up(item, self._refusal("it would be late here, and may not be elsewhere", late_ms))
+                return
+            self._queue.add(item)
+        item.timer = asyncio.get_running_loop().call_at(item.deadline.at, self._due, item)
 
     def _expire(self, item: Item) -> None:
         if not item.future.done():
@@ -185,11 +190,8 @@ class Executor:
             run.runtime.abandon(run.future)
             last_s = max([i.deadline.left_s() for i in run.items] + [0.0])
             if not self._closed:
-                run.hang = asyncio.get_running_loop().call_later(last_s + self._hang_s, self._hangs, run)
-
-    def _hangs(self, run: Run) -> None:
-        """Only the death of its runtime frees the device."""
-        self._on_hang(run.runtime, run.served)
+                wait_s = last_s + self._hang_s  # only the death of its runtime frees the device then
+                run.hang = asyncio.get_running_loop().call_later(wait_s, self._on_hang, run.runtime, run.served)
 
     def _may_run(self, item: Item) -> bool:
         served = item.served
@@ -235,7 +237,7 @@ class Executor:
             self._expire(item)  # the loop has not come to its timer, or to its caller who left
         if not lane.rows:
             return
-        dropped, chosen = self._chosen(lane, now)
+        dropped, chosen = lane.next_run(self._planner, self.forecast.cost(lane), now)
         lane.runs(chosen, now)
         for item in dropped + chosen:
             self._queue.take(item)
@@ -244,20 +246,6 @@ class Executor:
         wait_ms = self.forecast.wait_ms() if dropped else 0.0  # with the run that they were dropped for
         for item in dropped:
             self._give_up(item, self._refusal("its turn came too late to end before its deadline", wait_ms))
-
-    def _chosen(self, lane: Lane, now: float) -> tuple[list[Item], list[Item]]:
-        """Requests to drop, and those to run together."""
-        top, cost = lane.top(), self.forecast.cost(lane)
-        best = lane.served.latency.best_rows(lane.shapes, min(lane.limit, lane.rows))
-        entries = [Entry((item.deadline.at - now) * 1e3, item.rows) for item in top]
-        start, count = self._planner(entries, best, cost)
-        chosen = top[start : start + count]
-        rows = sum([item.rows for item in chosen])
-        if start + count == len(top) and rows < best:
-            others = lane.below()
-            more = [Entry((item.deadline.at - now) * 1e3, item.rows) for item in others]
-            chosen += others[: fill_up(rows, entries[start].left_ms, more, best, cost)]
-        return top[:start], chosen
 
     def _start(self, items: list[Item], now: float) -> Run:
         first = items[0]

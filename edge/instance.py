@@ -142,8 +142,8 @@ class Instance:
         if self.build is not None and self.build.failed:
             self.build = None
 
-    def report(self, service_ms: float, capacity: float = 1.0) -> ModelLoad:
-        """``service_ms`` at the speed of now; a node about to slow down reports what it will take then."""
+    def report(self, service_ms: float, row_ms: float, capacity: float = 1.0) -> ModelLoad:
+        """Both times at the speed of now; a node about to slow down reports what they will be then."""
         identity, loaded, footprint = self.identity, self.loaded, self.footprint
         build = self.build
         return ModelLoad(
@@ -153,6 +153,7 @@ class Instance:
             state=self.state,
             in_flight=self.served.in_flight,
             service_ms=service_ms / capacity,
+            row_ms=row_ms / capacity,
             deadline_ms=self.stored.config.deadline_ms,
             reason=self.reason,
             progress=build.progress if build is not None and not build.ended else None,
@@ -160,4 +161,6 @@ class Instance:
             effective=loaded.effective if loaded is not None and self.state == "READY" else "",
             memory_bytes=None if footprint is None or self.state != "READY" else footprint.box + footprint.device,
             instances=self.served.instances,
+            stay=self.stored.config.routing.stay,
+            cascade=self.stored.config.declared_cascade,
         )

@@ -132,9 +132,9 @@ class Instances:
         """Inferences since the start."""
         return sum(tally.queue_seconds.count for tally in self.tallies.values())
 
-    def service_ms(self, instance: Instance) -> float:
-        """Learned time of one inference now; 0 until one ran."""
-        return self.executor.forecast.service_ms(instance.served)
+    def costs(self, instance: Instance) -> tuple[float, float]:
+        """Milliseconds that one inference takes alone, and adds to a busy queue, now; 0 until one ran."""
+        return self.executor.forecast.costs(instance.served)
 
     # Changing it
 

@@ -47,11 +47,17 @@ class Curve:
         self._runs = 0
         self._touched: dict[int, int] = {}
         """The last run that was near each point."""
+        self._formed = True
+        """Whether points that no run came near are up to date; they are asked for more rarely than runs end."""
 
     def scaled(self, factor: float, weight: float = LEARN) -> Curve:
+        if not self._formed:
+            self._keep_form()
         return Curve([(rows, ms * factor) for rows, ms in self._ms.items()], weight)
 
     def at(self, rows: int) -> float:
+        if not self._formed and not self._is_fresh(rows):
+            self._keep_form()
         known = self._ms.get(rows)
         if known is not None:
             return known
@@ -65,19 +71,29 @@ class Curve:
 
     def learn(self, rows: int, ms: float) -> None:
         """Move towards a measured run; beyond the points it becomes one of its own."""
+        expected_ms = self.at(rows)
         self._runs += 1
         if not self._rows[0] <= rows <= self._rows[-1]:
             self._extend(rows, ms)
             return
         weight, self._weight = self._weight, max(self._weight / (1.0 + self._weight), LEARN)
-        change = weight * (min(ms / max(self.at(rows), 1e-9), OUTLIER) - 1.0)
-        low, high = (rows, rows) if rows in self._ms else self._around(rows)
-        for point in {low, high}:
-            share = 1.0 - abs(rows - point) / max(high - low, 1)
-            self._ms[point] *= 1.0 + share * change
-            if share >= 0.5:
-                self._touched[point] = self._runs
-        self._keep_form()
+        change = weight * (min(ms / max(expected_ms, 1e-9), OUTLIER) - 1.0)
+        if rows in self._ms:
+            self._move(rows, change, 1.0)
+        else:
+            low, high = self._around(rows)
+            for point in (low, high):
+                self._move(point, change, 1.0 - abs(rows - point) / (high - low))
+        self._formed = len(self._ms) == 1
+
+    def _move(self, point: int, change: float, share: float) -> None:
+        self._ms[point] *= 1.0 + share * change
+        if share >= 0.5:
+            self._touched[point] = self._runs
+
+    def _is_fresh(self, point: int) -> bool:
+        run = self._touched.get(point)
+        return run is not None and self._runs - run < STALE
 
     def _extend(self, rows: int, ms: float) -> None:
         end = self._rows[-1 if rows > self._rows[-1] else 0]
@@ -91,6 +107,7 @@ class Curve:
         self._rows = tuple(self._ms)
 
     def _keep_form(self) -> None:
+        self._formed = True
         known = [point for point, run in self._touched.items() if self._runs - run < STALE]
         for point in self._ms.keys() - known:
             nearest = min([(abs(other - point), other) for other in known])[1]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from edge.settings import Backend, Chain
 from edge.triton_config import from_pbtxt
-from hardware.backend import Profile, ShapeRange
+from hardware.backend import Profile, ShapeRange, TensorInfo
+from mesh import confidence
+from mesh.declarations import Cascade
 from mesh.errors import ModelRejected
+from mesh.values import NAME_PATTERN
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,6 +67,57 @@ class ProfileRange(Declared):
         return self
 
 
+class CascadeConfig(Declared):
+    """Which larger model is asked where this one is not sure."""
+
+    next: str = Field(pattern=NAME_PATTERN.pattern)
+    next_version: PositiveInt | None = None
+    """None is whatever the door takes for the default version."""
+    output: str = Field(min_length=1)
+    """The output that tells how sure this model is."""
+    confidence: Literal["max", "margin", "entropy"] = "max"
+    softmax: bool = False
+    """Whether that output holds logits."""
+    threshold: float = Field(default=0.8, ge=0, le=1)
+    target: float | None = Field(default=None, gt=0, lt=1)
+    """Agreement with the larger model wanted of the sure answers; with it the threshold is only the first one."""
+    audit: float = Field(default=0.02, ge=0, le=1)
+    """Share of the sure answers about which the larger model is asked afterwards."""
+
+    @model_validator(mode="after")
+    def _is_audited(self) -> CascadeConfig:
+        if self.target is not None and self.audit == 0.0:
+            raise ValueError("target needs audits: without them nobody knows how often the sure answers are right")
+        return self
+
+    def declared(self) -> Cascade:
+        return Cascade(
+            next=self.next,
+            next_version=str(self.next_version or ""),
+            output=self.output,
+            confidence=self.confidence,
+            softmax=self.softmax,
+            threshold=self.threshold,
+            target=self.target,
+            audit=self.audit,
+        )
+
+    def why_unfit(self, outputs: tuple[TensorInfo, ...]) -> str:
+        """Why a model with these outputs cannot have it; empty if it can."""
+        found = next((o for o in outputs if o.name == self.output), None)
+        if found is None:
+            return f"cascade.output: the model has no output {self.output!r}, it has {[o.name for o in outputs]}"
+        why = confidence.unfit(found.datatype, found.shape)
+        return f"cascade.output: output {self.output!r} {why}" if why else ""
+
+
+class RoutingConfig(Declared):
+    """Where requests may run, whatever they say themselves."""
+
+    stay: Literal["", "node", "site", "region"] = ""
+    """What a request must not leave, seen from the door it came to; empty is nothing."""
+
+
 class Latest(Declared):
     latest: PositiveInt
     """How many of the highest versions to serve."""
@@ -92,9 +147,16 @@ class ModelConfig(Declared):
     while it loads, before anything ran."""
     warmup: dict[str, WarmupInput] = Field(default_factory=dict)
     """Inputs of the warm-up by name; undeclared ones are zeros of the declared shape, free dimensions guessed."""
+    cascade: CascadeConfig | None = None
+    routing: RoutingConfig = RoutingConfig()
 
     def chain(self, default: tuple[Backend, ...]) -> tuple[Backend, ...]:
         return self.backends or default
+
+    @cached_property
+    def declared_cascade(self) -> Cascade | None:
+        """As nodes tell each other."""
+        return self.cascade.declared() if self.cascade is not None else None
 
     def engine_profiles(self) -> tuple[Profile, ...]:
         """The declared profiles."""
@@ -116,11 +178,14 @@ def read_config(folder: Path) -> ModelConfig:
         except RecursionError:
             raise ModelRejected(f"{folder.name}/model.toml nests too deeply") from None
     try:
-        return ModelConfig(**values)
+        config = ModelConfig(**values)
     except ValidationError as error:
         what = "; ".join(_said(e) for e in error.errors(include_url=False))
         file = "model.toml" if toml.is_file() else "config.pbtxt"
         raise ModelRejected(f"{folder.name}/{file}: {what}") from None
+    if config.cascade is not None and config.cascade.next == folder.name:
+        raise ModelRejected(f"{folder.name}/model.toml: cascade.next: {folder.name!r} is the model itself")
+    return config
 
 
 def _said(error: Any) -> str:

@@ -18,7 +18,7 @@ from hardware.backend import Loaded, RawTensor, TensorInfo
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, DigestMismatch, ModelNotFound, ModelNotReady
 from mesh.lifecycle import within
-from mesh.messages import ModelLoad
+from mesh.messages import IDLE, ModelLoad, Work
 from mesh.oip.request import InferRequest
 from mesh.oip.response import InferResponse, encode_response
 from mesh.oip.tensor import Tensor
@@ -62,6 +62,11 @@ class Models:
         """Models that are still on their way to READY."""
         return tuple(i.name for i in self._instances.all() if i.coming())
 
+    def work(self) -> Work:
+        """All there is to do on this node now."""
+        work, capacity = self._instances.executor.forecast.work(), self._capacity()
+        return work if work is IDLE or capacity == 1.0 else _at(work, capacity)
+
     def wait_ms(self) -> float:
         return self._instances.executor.forecast.wait_ms() / self._capacity()
 
@@ -98,7 +103,8 @@ class Models:
             raise ModelNotReady(f"model {instance.name} could not be loaded again: {instance.reason}")
 
     def _report(self, instance: Instance) -> ModelLoad:
-        return instance.report(self._instances.service_ms(instance), self._capacity())
+        service_ms, row_ms = self._instances.costs(instance)
+        return instance.report(service_ms, row_ms, self._capacity())
 
     def _instance(self, identity: ModelIdentity) -> Instance:
         found = self._instances.at(identity)
@@ -107,6 +113,12 @@ class Models:
         if self._instances.find(identity.name, identity.version) is None:
             raise ModelNotFound(f"Request for unknown model: {identity.name!r} is not found")
         raise DigestMismatch(f"this node holds other bytes as {identity.name}/{identity.version}")
+
+
+def _at(work: Work, capacity: float) -> Work:
+    """As it is with so large a share of the speed."""
+    queued = tuple([(level, tuple([ms / capacity for ms in bins])) for level, bins in work.queued])
+    return Work(work.wait_ms / capacity, queued)
 
 
 def _parameters(instance: Instance, loaded: Loaded) -> dict[str, str]:

@@ -55,6 +55,8 @@ class _WarmUp:
         unknown = set(declared) - {i.name for i in signature.inputs}
         if unknown:
             raise ModelRefused(f"model.toml declares warmup for {sorted(unknown)[0]!r}, which is not an input")
+        if self._config.cascade is not None and (why := self._config.cascade.why_unfit(signature.outputs)):
+            raise ModelRefused(f"model.toml: {why}")
         sizes = FREE_SIZES if any(-1 in i.shape[1:] for i in signature.inputs if i.name not in declared) else (1,)
         failed: HardwareError = RunFailed("no warm-up was tried")
         for size in sizes:

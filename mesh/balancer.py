@@ -2,46 +2,54 @@
 
 Pure functions of values: ``now`` (seconds of a monotonic clock) and the source of luck are arguments, so that the same
 code decides in the product and in a simulation. Not here: the prediction (``estimator``), who is a candidate
-(``membership`` and the router), what happens when the chosen node fails (``retry``).
+(``ways``), what happens when the chosen node fails (``retry``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, overload
+from math import inf
+from typing import TYPE_CHECKING, Literal
 
-from mesh.estimator import Ask, Candidate, Estimate, Path, estimate
+import numpy as np
+
+from mesh.estimator import Ask, Estimate, Estimates, estimate
 from mesh.messages import ModelLoad
+from mesh.outlook import SUSPECT_MS, Column, Outlook
 from mesh.values import ModelIdentity, ModelRef, Route
 
 if TYPE_CHECKING:
     from random import Random
 
-_COST: dict[Route, int] = {"local": 0, "peer": 1, "cloud": 2}
-_REASON: dict[Route, str] = {route: f"{route} is the cheapest tier near the best" for route in _COST}
+COST: dict[Route, float] = {"local": 0.0, "peer": 1.0, "cloud": 2.0}
+"""Tiers, the cheapest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The dials of :func:`decide`.
 
-    A dearer tier must win by more than a band, the least of ``near_budget`` of the time left and of ``near_ratio`` of
+    A dearer tier must win by more than a band, the least of ``near_budget`` of the time given and of ``near_ratio`` of
     the best prediction, but ``near_ms`` at least where the budget allows. The first bound is the regret a caller with
     a tight deadline can bear. The second is needed because deadlines are often defaults: a tenth of 10 s would keep a
     4 ms request in a local queue for a whole second.
     """
 
     name: Literal["ours"] = "ours"
-    near_budget: float = 0.10
+    near_budget: float = 0.05
     near_ratio: float = 0.5
     near_ms: float = 2.0
     """Predictions closer than this, in ms, are taken as equal: reports and clocks are no better."""
-    service_ms: float = 10.0
-    """Service time of a model that has not run on any candidate yet."""
+    sure: float = 1.0
+    """Average errors of prediction that a candidate must keep to the deadline."""
+    shed_from: int = 3
+    """Classes of priority from this one on are refused where the best prediction is ``shed_ratio`` times what is left:
+    no bytes are sent for what will be too late. Without a priority a request is never refused."""
+    shed_ratio: float = 1.3
 
-    def band_ms(self, best_ms: float, left_ms: float) -> float:
-        return max(min(self.near_budget * left_ms, max(self.near_ms, self.near_ratio * best_ms)), 0.0)
+    def band_ms(self, best_ms: float, given_ms: float) -> float:
+        return max(min(self.near_budget * given_ms, max(self.near_ms, self.near_ratio * best_ms)), 0.0)
 
 
 OURS = Policy()
@@ -52,138 +60,141 @@ class Considered:
     """One candidate of a decision, and why it was or was not the one."""
 
     node: str
-    route: Route
-    path: Path
     estimate: Estimate
     feasible: bool
-    """Predicted inside the deadline."""
+    """Predicted inside the deadline, with the usual error to spare."""
     why: str
 
 
-@dataclass(frozen=True, slots=True)
 class Decision:
-    """Where to send a request. ``node`` is None when there is nowhere; ``reason`` says why in any case."""
+    """Where to send a request. ``slot`` is None when it is refused or there is nowhere; ``reason`` says why.
 
-    node: str | None
-    path: Path
-    route: Route
-    predicted_ms: float
-    reason: str
-    considered: Sequence[Considered] = ()
-    """All candidates in the order given; worded only when read, with the figures of the moment of the decision."""
+    ``considered`` is worded when it is read, with the figures of the moment of the decision.
+    """
 
-
-class _Scan(Sequence[Considered]):
-    """The candidates of one decision with their estimates, turned into :class:`Considered` when somebody asks."""
-
-    __slots__ = ("_candidates", "_chosen", "_estimates", "_left_ms", "_limit_ms")
+    __slots__ = ("_estimates", "_left_ms", "_limit_ms", "_outlook", "_policy", "reason", "slot", "wait_ms")
 
     def __init__(
         self,
-        candidates: Sequence[Candidate],
-        estimates: Sequence[Estimate],
+        slot: int | None,
+        reason: str,
+        estimates: Estimates,
+        outlook: Outlook,
+        policy: Policy,
         left_ms: float,
         limit_ms: float,
-        chosen: Candidate | None,
+        wait_ms: float = 0.0,
     ) -> None:
-        self._candidates = candidates
-        self._estimates = estimates
-        self._left_ms = left_ms
-        self._limit_ms = limit_ms
-        self._chosen = chosen
+        self.slot = slot
+        self.reason = reason
+        self.wait_ms = wait_ms
+        """Of a refusal: when to try again."""
+        self._estimates, self._outlook, self._policy = estimates, outlook, policy
+        self._left_ms, self._limit_ms = left_ms, limit_ms
 
-    def __len__(self) -> int:
-        return len(self._candidates)
+    @property
+    def node(self) -> str | None:
+        return None if self.slot is None else self._outlook.names[self.slot]
 
-    @overload
-    def __getitem__(self, index: int) -> Considered: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Considered, ...]: ...
-    def __getitem__(self, index: int | slice) -> Considered | tuple[Considered, ...]:
-        if isinstance(index, slice):
-            return tuple(map(self._word, self._candidates[index], self._estimates[index]))
-        return self._word(self._candidates[index], self._estimates[index])
+    @property
+    def estimate(self) -> Estimate:
+        """Of the chosen one."""
+        assert self.slot is not None  # noqa: S101 - asked for what was chosen
+        return self._estimates.at(self.slot)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+    @property
+    def recall_ms(self) -> float:
+        """What the best of the others would need, from the moment on at which the chosen one gives the request back;
+        0 where none would be in time even now."""
+        if self.slot is None or len(self._estimates.total) < 2:
+            return 0.0
+        total = self._estimates.total + self._policy.sure * self._estimates.sigma
+        total[self.slot] = inf
+        other = float(total.min())
+        return other + float(self._outlook.half[self.slot]) if other <= self._left_ms else 0.0
 
-    __hash__ = None  # type: ignore[assignment]
+    @property
+    def considered(self) -> list[Considered]:
+        return [self._word(slot) for slot in np.flatnonzero(np.isfinite(self._estimates.total)).tolist()]
 
-    def __repr__(self) -> str:
-        return repr(tuple(self))
+    def _word(self, slot: int) -> Considered:
+        predicted = self._estimates.at(slot)
+        feasible = predicted.total_ms + self._policy.sure * predicted.sigma_ms <= self._left_ms
+        return Considered(self._outlook.names[slot], predicted, feasible, self._why(slot, predicted, feasible))
 
-    def _word(self, candidate: Candidate, predicted: Estimate) -> Considered:
-        feasible = predicted.total_ms <= self._left_ms
-        return Considered(
-            candidate.node, candidate.route, candidate.path, predicted, feasible, self._why(candidate, predicted)
-        )
-
-    def _why(self, candidate: Candidate, predicted: Estimate) -> str:
-        chosen, total = self._chosen, predicted.total_ms
-        if candidate is chosen:
+    def _why(self, slot: int, predicted: Estimate, feasible: bool) -> str:
+        if slot == self.slot:
             return "chosen"
-        if candidate.model.state != "READY":
-            return f"the model is {candidate.model.state} there"
-        if not candidate.ready and (chosen is None or chosen.ready):
+        if self._estimates.penalty[slot] >= SUSPECT_MS:
             return "suspect"
-        if total > self._left_ms:
-            return f"{total - self._left_ms:.1f} ms past the deadline"
-        if total > self._limit_ms:
-            return f"{total - self._limit_ms:.1f} ms beyond the near-best"
-        return "not drawn" if chosen is None or candidate.route == chosen.route else "a dearer tier"
+        if not feasible:
+            late = predicted.total_ms + self._policy.sure * predicted.sigma_ms - self._left_ms
+            return f"{late:.1f} ms past the deadline"
+        if predicted.total_ms > self._limit_ms:
+            return f"{predicted.total_ms - self._limit_ms:.1f} ms beyond the near-best"
+        chosen = self.slot
+        same = chosen is None or self._outlook.cost[slot] == self._outlook.cost[chosen]
+        return "not the best of its tier" if same else "a dearer tier"
 
 
-def decide(ask: Ask, candidates: Sequence[Candidate], now: float, rng: Random, policy: Policy = OURS) -> Decision:
-    """Choose where to run a request.
+def decide(
+    ask: Ask, outlook: Outlook, now: float, rng: Random, policy: Policy = OURS, without: Sequence[int] = ()
+) -> Decision:
+    """Choose where to run a request; the slots of ``without`` are not asked.
 
-    All candidates are scanned. Of those near the best and inside the deadline the cheapest tier (local, peer, cloud)
-    counts; two of it are drawn and the better one taken, so that routers with the same view do not all run to one
-    node. Suspect nodes count only when no other is left, nodes whose model is not READY never. When no candidate is
-    predicted inside the deadline the best one still gets the request: a prediction is too noisy to refuse on. A node
-    that has not run the model yet is predicted by the median of those that have. There is no exploration: idle links
-    fade to their prior, so every node is tried again in time.
+    All slots are scanned. Of those near the best and inside the deadline the cheapest tier (local, peer, cloud) counts,
+    and of it the best. Where the errors near the best are too large for the deadline, those count that it is wide
+    enough for. With none inside the deadline the best prediction is taken, unless the request may be shed. Suspect
+    nodes come last.
     """
-    pool = [i for i, c in enumerate(candidates) if c.ready and c.model.state == "READY"]
-    reason = ""
-    if not pool:
-        pool = [i for i, c in enumerate(candidates) if c.model.state == "READY"]
-        reason = "only suspect nodes are left"
-    prior = _prior_service_ms(candidates, policy)
-    estimates = [estimate(c, ask, now, prior) for c in candidates]
-    if not pool:
-        scan = _Scan(candidates, estimates, ask.left_ms, 0.0, None)
-        return Decision(None, "local", "local", 0.0, "no candidates", scan)
-    totals = [network_ms + wait_ms + service_ms for network_ms, wait_ms, service_ms in estimates]
-    best = min([totals[i] for i in pool])
-    limit = best + policy.band_ms(best, ask.left_ms)
-    near = [i for i in pool if totals[i] <= limit and totals[i] <= ask.left_ms]
-    if near:
-        cheapest = min([_COST[candidates[i].route] for i in near])
-        near = [i for i in near if _COST[candidates[i].route] == cheapest]
+    predicted = estimate(outlook, ask, now)
+    total = predicted.total
+    for slot in without:
+        total[slot] = inf
+    slot = int(total.argmin())
+    best = float(total[slot])
+    if best == inf:
+        return Decision(None, "no candidates", predicted, outlook, policy, ask.left_ms, 0.0)
+    limit = best + policy.band_ms(best, ask.given_ms)
+    near = (total <= limit).nonzero()[0]
+    near = near[total[near] + policy.sure * predicted.sigma[near] <= ask.left_ms]
+    if not len(near) and best <= ask.left_ms:
+        near, limit = _surer(predicted, ask, policy)
+    if len(near):
+        slot, reason = _of_cheapest_tier(near, total, outlook.cost, rng)
+    elif ask.priority >= policy.shed_from and SUSPECT_MS > best > policy.shed_ratio * ask.left_ms:
+        late = best - ask.left_ms
+        return Decision(
+            None, "it would be far too late everywhere", predicted, outlook, policy, ask.left_ms, limit, late
+        )
     else:
-        near = [i for i in pool if totals[i] == best]
-        reason = "no candidate inside the deadline"
-    at = _draw(near, totals, rng)
-    chosen = candidates[at]
-    scan = _Scan(candidates, estimates, ask.left_ms, limit, chosen)
-    return Decision(chosen.node, chosen.path, chosen.route, totals[at], reason or _REASON[chosen.route], scan)
+        reason = "only suspect nodes are left" if best >= SUSPECT_MS else "no candidate inside the deadline"
+    return Decision(slot, reason, predicted, outlook, policy, ask.left_ms, limit)
 
 
-def _draw(indexes: Sequence[int], totals: Sequence[float], rng: Random) -> int:
-    """The better of two drawn at random; of equals the first drawn, not the first named."""
-    count = len(indexes)
-    if count == 1:
-        return indexes[0]
-    first = int(rng.random() * count)
-    second = int(rng.random() * (count - 1))
-    second += second >= first
-    one, other = indexes[first], indexes[second]
-    return other if totals[other] < totals[one] else one
+def _surer(predicted: Estimates, ask: Ask, policy: Policy) -> tuple[np.ndarray, float]:
+    """Slots inside the deadline, errors included, near the best of them; and what near is."""
+    total = predicted.total
+    inside = (total + policy.sure * predicted.sigma <= ask.left_ms).nonzero()[0]
+    if not len(inside):
+        return inside, inf
+    best = float(total[inside].min())
+    limit = best + policy.band_ms(best, ask.given_ms)
+    return inside[total[inside] <= limit], limit
 
 
-def _prior_service_ms(candidates: Sequence[Candidate], policy: Policy) -> float:
-    known = sorted([c.model.service_ms for c in candidates if c.model.service_ms > 0.0])
-    return known[len(known) // 2] if known else policy.service_ms
+_REASONS = {cost: f"{route} is the cheapest tier near the best" for route, cost in COST.items()}
+
+
+def _of_cheapest_tier(near: np.ndarray, total: Column, cost: Column, rng: Random) -> tuple[int, str]:
+    """The best of the cheapest tier; of equals any, or routers that see the same would all take the first named."""
+    costs = cost[near]
+    cheapest = costs[costs.argmin()]
+    near = near[costs == cheapest]
+    totals = total[near]
+    best = near[totals == totals[totals.argmin()]]
+    slot = best[0] if len(best) == 1 else best[int(rng.random() * len(best))]
+    return int(slot), _REASONS[float(cheapest)]
 
 
 def resolve(ref: ModelRef, views: Iterable[tuple[str, ModelLoad]], local: ModelIdentity | None) -> ModelIdentity | None:

@@ -87,7 +87,7 @@ class BusDoor:
             return encode_model_metadata(await self._dataplane.metadata(ref, hops=1 if proven else 0)), {}
         request = self._dataplane.decode(ref, message.payload, headers.get(hop.HEADER_LENGTH))
         reply = await self._dataplane.infer(request, arrived, headers if proven else None, want_load=proven)
-        return reply.body.joined(), hop.reply_headers(reply, want_load=proven)
+        return reply.body.joined(), hop.reply_headers(reply, want_load=proven) | hop.cascade_headers(reply)
 
     async def _send(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         try:

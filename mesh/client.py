@@ -26,7 +26,6 @@ from mesh.deadline import Deadline
 from mesh.discovery import Discovery, Found
 from mesh.doors import NO_DOOR, DoorHop, DoorWays
 from mesh.errors import ConfigError, MeshError, NodeLost, NoReadyInstance
-from mesh.estimator import Dispatches
 from mesh.hop import Context
 from mesh.hop_http import HttpClient, model_path
 from mesh.lifecycle import within
@@ -57,6 +56,10 @@ class Result:
     route: Route
     """``local``, ``peer`` or ``cloud``, as seen from the door that took the request."""
     hops: int
+    cascade: str = ""
+    """Of a cascade: "small" or "large", whichever model answered; empty where none was applied."""
+    confidence: float | None = None
+    """How sure the small model of the cascade was, 0 to 1."""
 
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         return self.outputs[name]
@@ -80,10 +83,9 @@ class Client:
         self._http = HttpClient(name)
         self._neighbours = Neighbours(watcher, self._http, None, name)
         self._watcher = watcher
-        dispatches = Dispatches()
-        ways = DoorWays(watcher, self._neighbours, DoorHop(self._http), dispatches, self._addresses, host_token())
+        ways = DoorWays(watcher, self._neighbours, DoorHop(self._http), self._addresses, host_token())
         view = View(name, watcher, None)
-        self._router = Router(view=view, ways=ways, neighbours=self._neighbours, dispatches=dispatches)
+        self._router = Router(view=view, ways=ways, neighbours=self._neighbours)
         self._stack = contextlib.AsyncExitStack()
         self._open = False
 
@@ -140,7 +142,8 @@ class Client:
         reply = await self._router.infer(request, ModelIdentity(model, version, ""), Context(deadline))
         response = decode_response(reply.body.joined(), reply.body.header_length)
         arrays = {t.name: t.numpy() for t in response.outputs}
-        return Result(arrays, response.model, response.version, reply.node, reply.route, reply.hops)
+        answered = response.model, response.version, reply.node, reply.route, reply.hops
+        return Result(arrays, *answered, reply.cascade, reply.confidence)
 
     async def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """Inputs and outputs of a model held anywhere in the mesh."""

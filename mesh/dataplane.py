@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from mesh import hop
+from mesh.cascade import Cascades
 from mesh.deadline import MAX_MS, Deadline
-from mesh.errors import Draining, Internal, InvalidRequest, Unsupported
+from mesh.errors import Draining, Internal, InvalidRequest, MeshError, Unsupported
 from mesh.heartbeat import Reporter
 from mesh.hop import Context, Reply
 from mesh.lifecycle import within
-from mesh.messages import Report
+from mesh.messages import Load, Report
 from mesh.metrics import Measured
 from mesh.oip.request import InferRequest, decode_request
 from mesh.oip.wire import Limits, quoted
@@ -75,6 +76,7 @@ class Dataplane:
         self._repository = repository
         self._repository_open = repository_open
         self._router = router
+        self.cascades = Cascades(router.infer, view)
         self._still_coming = still_coming
         self._deadline_ms = deadline_ms
         self.serving = True
@@ -133,26 +135,37 @@ class Dataplane:
     ) -> Reply:
         """Route and run a request that arrived at monotonic second ``arrived``.
 
-        ``hop_headers`` are those of a proven caller, None for an application (DESIGN D4). With ``want_load`` the reply
-        says how busy the node that answers is.
+        ``hop_headers`` are those of a proven caller, None for an application (DESIGN D4). With ``want_load`` the reply,
+        or the error, says how busy the node that answers is.
         """
         caller: Caller = "application" if hop_headers is None else "node"
         identity: ModelIdentity | None = None
         try:
             digest = hop_headers.get(hop.DIGEST, "") if hop_headers is not None else ""
             identity = self.view.resolve(ModelRef(request.model, request.version), digest)
-            reply = await self._route(request, identity, self._context(request, identity, arrived, hop_headers))
+            context = self._context(request, identity, arrived, hop_headers)
+            if context.load is not None and context.caller:
+                self.view.watcher.observe(context.caller, context.load, identity)
+            reply = await self._route(request, identity, context)
         except BaseException as error:
             self.requests.failure(identity, caller, error)
+            if isinstance(error, MeshError):  # not the load of a node that it was passed on to
+                error.load = self.load(identity) if want_load else None
             raise
         seconds = time.monotonic() - arrived
         self.requests.answer(identity, reply.route, caller, seconds)
         if want_load:
             reply.time_ms = seconds * 1e3
-            local = self.view.local
-            if reply.route == "local" and local is not None and (load := local.load(identity)) is not None:
-                reply.load = self._reporter.load(load)
+            if reply.route == "local":
+                reply.load = self.load(identity)
         return reply
+
+    def load(self, identity: ModelIdentity | None) -> Load | None:
+        """How busy this node is, seen from a model, None being one that nobody knows; None where it runs no models."""
+        local = self.view.local
+        if local is None:
+            return None
+        return self._reporter.load(None if identity is None else local.load(identity))
 
     async def _route(self, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
         context.deadline.check()
@@ -160,7 +173,7 @@ class Dataplane:
             raise Draining(f"node {self.identity.node} is draining")
         self.in_flight += 1
         try:
-            return await self._router.infer(request, identity, context)
+            return await self.cascades.infer(request, identity, context)
         finally:
             self.in_flight -= 1
             if self.in_flight == 0:

@@ -7,6 +7,7 @@ request owns its timer) and timeouts of single steps.
 from __future__ import annotations
 
 import time
+from math import inf
 
 import msgspec
 
@@ -20,6 +21,18 @@ class Deadline(msgspec.Struct, frozen=True, gc=False):
     """``at`` is in seconds of :func:`time.monotonic`, the clock that asyncio loops use too."""
 
     at: float
+    recall_at: float = inf
+    """From then on it is too late to answer elsewhere: who holds the request in a queue until then, and will not be in
+    time, gives it back."""
+
+    def with_recall(self, elsewhere_ms: float) -> Deadline:
+        """The same deadline, for a request that another place could answer in so long."""
+        return Deadline(self.at, self.at - elsewhere_ms / 1e3)
+
+    @property
+    def recall_ms(self) -> float:
+        """What another place would need; 0 where there is none."""
+        return (self.at - self.recall_at) * 1e3 if self.recall_at < inf else 0.0
 
     @classmethod
     def after_ms(cls, budget_ms: float) -> Deadline:

@@ -5,9 +5,13 @@ Not here: the ways among nodes (``ways``).
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from math import inf
+
 from mesh import hop
+from mesh.balancer import COST
 from mesh.deadline import Deadline
-from mesh.estimator import Candidate, Dispatches
 from mesh.hop import Context, Reply, Target
 from mesh.hop_http import HttpClient, model_path, read_error
 from mesh.membership import NodeView
@@ -15,6 +19,7 @@ from mesh.messages import ModelLoad
 from mesh.neighbours import Door, Neighbours
 from mesh.oip.documents import decode_model_metadata
 from mesh.oip.request import InferRequest, encode_request
+from mesh.outlook import SUSPECT_MS, Outlook
 from mesh.values import ModelIdentity, ModelMetadata, ModelRef, Route
 from mesh.watcher import Watcher
 from mesh.ways import Way
@@ -57,43 +62,56 @@ class DoorWays:
     """One way for each door that works. A door given by URL, or on this very host, counts as local."""
 
     def __init__(
-        self,
-        watcher: Watcher,
-        neighbours: Neighbours,
-        door_hop: DoorHop,
-        dispatches: Dispatches,
-        given: tuple[str, ...],
-        host: str,
+        self, watcher: Watcher, neighbours: Neighbours, door_hop: DoorHop, given: tuple[str, ...], host: str
     ) -> None:
+        self.outlook = Outlook()
+        self.outlook.slot("", COST["local"], None)  # the slot of a node of our own, which an application is not
         self._watcher = watcher
         self._neighbours = neighbours
         self._hop = door_hop
-        self._dispatches = dispatches
         self._given = given
         self._host = host
+        self._ways: dict[int, Way] = {}
 
-    def ways(self, identity: ModelIdentity, context: Context, nbytes: int) -> list[Way]:
-        found = []
-        for door in self._neighbours.doors():
-            view = self._watcher.membership.get(door.node)
-            if view is not None and view.state in ("ready", "starting", "suspect") and door.node not in context.visited:
-                found.append(self._way(door, view, identity))
-        return found
+    def survey(self, identity: ModelIdentity, context: Context, nbytes: int) -> Sequence[int]:
+        """Look at all doors anew: they are few."""
+        outlook, doors = self.outlook, {door.node: door for door in self._neighbours.doors()}
+        for node in outlook.slots.keys() - doors.keys() - {""}:
+            outlook.forget(node)
+        self._ways.clear()
+        for node, door in doors.items():
+            view = self._watcher.membership.get(node)
+            if view is not None:
+                self._look_at(door, view, identity)
+        return [outlook.slots[node] for node in context.visited if node in outlook.slots]
+
+    def way(self, slot: int, identity: ModelIdentity) -> Way | None:
+        return self._ways.get(slot)
+
+    def here(self, identity: ModelIdentity, context: Context) -> float | None:
+        """An application runs nothing itself."""
+        return None
+
+    def place(self, slot: int) -> None:
+        return None
 
     def why_none(self, identity: ModelIdentity, context: Context, nbytes: int) -> str:
         return NO_DOOR
 
-    def _way(self, door: Door, view: NodeView, identity: ModelIdentity) -> Way:
-        report = view.report
-        load = next((m for m in report.models if _matches(m, identity)), None)
-        if load is None:
-            load = ModelLoad(identity.name, identity.version, "", "READY")
+    def _look_at(self, door: Door, view: NodeView, identity: ModelIdentity) -> None:
+        outlook, report, link, now = self.outlook, view.report, door.link, time.monotonic()
         route = self._route(door, view)
-        own_ms = self._dispatches.since(door.node, view.heard_at - door.link.rtt_ms / 1e3)
-        candidate = Candidate(
-            door.node, route, "http", view.state != "suspect", load, report.wait_ms, view.heard_at, own_ms, door.link
-        )
-        return Way(candidate, Target(door.node, report.site, route, door.address), self._hop, door)
+        at = outlook.slot(door.node, COST[route], link)
+        if view.state not in ("ready", "starting", "suspect"):
+            outlook.penalty[at] = inf
+            return
+        load = next((m for m in report.models if _matches(m, identity)), None)
+        outlook.told(at, identity, load.service_ms if load else 0.0, load.row_ms if load else 0.0)
+        outlook.penalty[at] = SUSPECT_MS if view.state == "suspect" else 0.0
+        outlook.hear(at, view.figures_at - link.rtt_ms / 2e3, report.wait_ms, report.queued)
+        outlook.wire(at, now)
+        outlook.learned(at, now)
+        self._ways[at] = Way(at, Target(door.node, report.site, route, door.address), link, self._hop, door)
 
     def _route(self, door: Door, view: NodeView) -> Route:
         if door.address == self._given[0] if self._given else view.report.host == self._host:

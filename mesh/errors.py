@@ -31,7 +31,10 @@ Not here: HTTP or bus framing (the doors and hops), errors of devices (``hardwar
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from mesh.messages import Load
 
 
 class MeshError(Exception):
@@ -47,6 +50,8 @@ class MeshError(Exception):
         self.text = text
         self.retry_after_s = retry_after_s
         """Seconds until it is worth asking again, where the node could compute it."""
+        self.load: Load | None = None
+        """How busy the node is that answered with this on a hop; None for what was answered by no node."""
 
 
 class InvalidRequest(MeshError):

@@ -19,7 +19,7 @@ from mesh import subjects
 from mesh.bus import Bus
 from mesh.errors import BusUnavailable, PayloadTooLarge
 from mesh.lifecycle import Tasks, within
-from mesh.messages import Gauges, Load, ModelLoad, Report, encode_report
+from mesh.messages import Gauges, Load, ModelLoad, Report, Work, encode_report
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +38,17 @@ class Reporter:
         facts: Report,
         *,
         models: Callable[[], tuple[ModelLoad, ...]] = tuple,
-        wait_ms: Callable[[], float] = float,
+        work: Callable[[], Work] = Work,
         gauges: Callable[[], Gauges] = Gauges,
         capacity: Callable[[], float] = lambda: 1.0,
+        uplink_bytes: Callable[[], int] = int,
     ) -> None:
         self._facts = facts
         self._models = models
-        self._wait_ms = wait_ms
+        self._work = work
         self._gauges = gauges
         self._capacity = capacity
+        self._uplink_bytes = uplink_bytes
         self._seq = facts.seq
         self.state = facts.state
 
@@ -61,21 +63,27 @@ class Reporter:
     def report(self) -> Report:
         """This node now; each call takes the next sequence number."""
         self._seq += 1
+        work = self._work()
         return msgspec.structs.replace(
             self._facts,
             seq=self._seq,
             state=self.state,
-            wait_ms=self._wait_ms(),
+            wait_ms=work.wait_ms,
+            queued=work.queued,
+            uplink_bytes=self._uplink_bytes(),
             capacity=self._capacity(),
             models=self._models(),
             gauges=self._gauges(),
         )
 
-    def load(self, model: ModelLoad) -> Load:
-        """The small report for a reply, seen from one model."""
+    def load(self, model: ModelLoad | None) -> Load:
+        """The small report for one exchange, seen from one model; None is one that is not here."""
         self._seq += 1
+        work = self._work()
+        in_flight, service_ms, row_ms = (model.in_flight, model.service_ms, model.row_ms) if model else (0, 0.0, 0.0)
         return Load(
-            self._facts.incarnation, self._seq, self.state, self._wait_ms(), model.in_flight, model.service_ms
+            self._facts.incarnation, self._seq, self.state, work.wait_ms, in_flight, service_ms, row_ms,
+            self._uplink_bytes(), work.queued,
         )  # fmt: skip
 
 

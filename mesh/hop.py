@@ -8,7 +8,7 @@ only from callers that proved to be of this mesh (DESIGN D4), which the doors ch
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +32,8 @@ from mesh.values import ModelIdentity, ModelMetadata, Route
 
 HEADER_LENGTH = "inference-header-content-length"
 DEADLINE = "mesh-deadline-ms"
+RECALL = "mesh-recall-ms"
+"""What another node would need for the request: it is given back before less than that is left (``Deadline``)."""
 DIGEST = "mesh-model-digest"
 MODEL = "mesh-model"
 VERSION = "mesh-version"
@@ -42,6 +44,8 @@ NODE = "mesh-node"
 ROUTE = "mesh-route"
 LOAD = "mesh-load"
 TIME = "mesh-time-ms"
+CASCADE = "mesh-cascade"
+CONFIDENCE = "mesh-confidence"
 ERROR = "mesh-error"
 WANT = "mesh-want"
 CHALLENGE = "mesh-challenge"
@@ -64,6 +68,13 @@ class Context(msgspec.Struct):
     """Nodes that held the request before; it never goes back to one."""
     digest: str = ""
     """Digest of the model that the first door resolved; empty at the first door."""
+    load: Load | None = None
+    """How busy the node that passed it on is, where that runs models itself."""
+
+    @property
+    def caller(self) -> str:
+        """The node that passed it on; empty at the first door."""
+        return self.visited[-1] if self.visited else ""
 
 
 class Reply(msgspec.Struct):
@@ -76,6 +87,10 @@ class Reply(msgspec.Struct):
     load: Load | None = None
     time_ms: float = 0.0
     """Time from the request's arrival at the answering node to its answer, on that node's clock."""
+    cascade: str = ""
+    """Of a cascade: "small" or "large", whichever model answered; empty where none was applied."""
+    confidence: float | None = None
+    """How sure the small model was, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +105,14 @@ class Target:
     route: Route
     address: str = ""
     token: str = field(default="", repr=False)
+
+
+OwnLoad = Callable[[ModelIdentity], Load | None]
+"""How busy this node is now, seen from a model; None where it runs no models."""
+
+
+def no_load(_: ModelIdentity) -> None:
+    """Of a process that runs no models (:data:`OwnLoad`)."""
 
 
 class Hop(Protocol):
@@ -117,9 +140,9 @@ def at_arrival_ms(deadline: Deadline, up_ms: float) -> float:
 
 
 def request_headers(
-    request: InferRequest, identity: ModelIdentity, context: Context, node: str, up_ms: float
+    request: InferRequest, identity: ModelIdentity, context: Context, node: str, up_ms: float, load: Load | None = None
 ) -> dict[str, str]:
-    """Headers with which ``node`` forwards; the hop is counted here."""
+    """Headers with which ``node``, which is so busy, forwards; the hop is counted here."""
     headers = {
         DEADLINE: f"{at_arrival_ms(context.deadline, up_ms):.1f}",
         DIGEST: identity.digest,
@@ -127,9 +150,13 @@ def request_headers(
         VISITED: ",".join((*context.visited, node)),
         WANT: LOAD,
     }
+    if (recall_ms := context.deadline.recall_ms) > 0.0:
+        headers[RECALL] = f"{recall_ms:.1f}"
     length = request.body().header_length
     if length is not None:
         headers[HEADER_LENGTH] = str(length)
+    if load is not None:
+        headers[LOAD] = load.header()
     return headers
 
 
@@ -138,10 +165,22 @@ def read_context(headers: Mapping[str, str], deadline: Deadline) -> Context:
     try:
         if (left := headers.get(DEADLINE)) is not None:
             deadline = Deadline.after_ms(_number(left))
+        if (recall := headers.get(RECALL)) is not None:
+            deadline = deadline.with_recall(max(_number(recall), 0.0))
         visited = tuple(v for v in headers.get(VISITED, "").split(",") if v)
-        return Context(deadline, max(int(headers.get(HOPS, "0")), 0), visited[-MAX_VISITED:], headers.get(DIGEST, ""))
+        hops, digest = max(int(headers.get(HOPS, "0")), 0), headers.get(DIGEST, "")
+        return Context(deadline, hops, visited[-MAX_VISITED:], digest, read_load(headers))
     except ValueError:
         raise InvalidRequest("a Mesh-* header of the hop is not a number") from None
+
+
+def read_load(headers: Mapping[str, str]) -> Load | None:
+    """The load beside a request or an error, where one that can be read is there: what it comes with matters more."""
+    text = headers.get(LOAD)
+    try:
+        return Load.from_header(text) if text else None
+    except ProtocolError:
+        return None
 
 
 def _number(text: str) -> float:
@@ -156,6 +195,16 @@ def reply_headers(reply: Reply, *, want_load: bool) -> dict[str, str]:
     if reply.body.header_length is not None:
         headers[HEADER_LENGTH] = str(reply.body.header_length)
     return headers | load_headers(reply) if want_load else headers
+
+
+def cascade_headers(reply: Reply) -> dict[str, str]:
+    """Which model of a cascade answered; none where there was no cascade."""
+    if not reply.cascade:
+        return {}
+    headers = {CASCADE: reply.cascade}
+    if reply.confidence is not None:
+        headers[CONFIDENCE] = f"{reply.confidence:.4f}"
+    return headers
 
 
 def load_headers(reply: Reply) -> dict[str, str]:
@@ -177,21 +226,25 @@ def read_reply(body: bytes, headers: Mapping[str, str], route: Route) -> Reply:
         length = headers.get(HEADER_LENGTH)
         header_length = int(length) if length is not None else None
         hops, time_ms = int(headers.get(HOPS, "0")), _number(headers.get(TIME, "0"))
+        confidence = _number(headers[CONFIDENCE]) if CONFIDENCE in headers else None
     except ValueError:
         raise ProtocolError("a neighbour answered with a header that is not a number") from None
     if header_length is not None and not 0 < header_length <= len(body):
         raise ProtocolError("a neighbour answered with a header length beyond its body")
     load = Load.from_header(text) if (text := headers.get(LOAD)) else None
-    return Reply(WireBody((body,), header_length), headers.get(NODE, ""), route, hops, load, time_ms)
+    wire, cascade = WireBody((body,), header_length), headers.get(CASCADE, "")
+    return Reply(wire, headers.get(NODE, ""), route, hops, load, time_ms, cascade, confidence)
 
 
-def answered(error: MeshError) -> MeshError:
+def answered(error: MeshError, headers: Mapping[str, str]) -> MeshError:
     """An error that a node answered with, as it counts here: the way to that node works, whatever it lost itself.
 
-    What it could not reach is a refusal, what it lost under way is lost in there; neither says anything of our link.
+    ``headers`` are those beside it; they say how busy the node is. What it could not reach is a refusal, what it lost
+    under way is lost in there; neither says anything of our link.
     """
     if isinstance(error, NodeUnreachable):
-        return NoReadyInstance(error.text, retry_after_s=error.retry_after_s)
-    if isinstance(error, (NodeLost, BusUnavailable)):
-        return InstanceLost(error.text, retry_after_s=error.retry_after_s)
+        error = NoReadyInstance(error.text, retry_after_s=error.retry_after_s)
+    elif isinstance(error, (NodeLost, BusUnavailable)):
+        error = InstanceLost(error.text, retry_after_s=error.retry_after_s)
+    error.load = read_load(headers)
     return error

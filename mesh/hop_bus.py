@@ -12,7 +12,7 @@ from mesh import hop, subjects
 from mesh.bus import Bus, BusMessage
 from mesh.deadline import Deadline
 from mesh.errors import MeshError, ProtocolError, from_wire
-from mesh.hop import Context, Reply, Target
+from mesh.hop import Context, OwnLoad, Reply, Target, no_load
 from mesh.oip.documents import decode_model_metadata
 from mesh.oip.request import InferRequest
 from mesh.values import ModelIdentity, ModelMetadata
@@ -24,16 +24,17 @@ METADATA = "metadata"
 
 
 class BusHop:
-    """``mesh.hop.Hop`` over the tensor connection of this process."""
+    """``mesh.hop.Hop`` over the tensor connection of this process. With every hop goes the ``load`` of this node."""
 
-    def __init__(self, bus: Bus, node: str) -> None:
+    def __init__(self, bus: Bus, node: str, load: OwnLoad = no_load) -> None:
         self._bus = bus
         self._node = node
+        self._load = load
 
     async def infer(
         self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
     ) -> Reply:
-        headers = hop.request_headers(request, identity, context, self._node, up_ms)
+        headers = hop.request_headers(request, identity, context, self._node, up_ms, self._load(identity))
         headers[hop.MODEL], headers[hop.VERSION] = identity.name, identity.version
         answer = await self._ask(target, request.body().joined(), headers, context.deadline)
         return hop.read_reply(answer.payload, _lower(answer.headers), target.route)
@@ -59,6 +60,8 @@ def error_headers(error: MeshError) -> dict[str, str]:
     headers = {ERROR_TEXT: text, ERROR_STATUS: str(error.status), hop.ERROR: error.code}
     if error.retry_after_s is not None:
         headers[RETRY_AFTER] = f"{error.retry_after_s:.3f}"
+    if error.load is not None:
+        headers[hop.LOAD] = error.load.header()
     return headers
 
 
@@ -71,7 +74,7 @@ def read_error(headers: Mapping[str, str]) -> MeshError | None:
         retry_after = headers.get(RETRY_AFTER.lower())
         seconds = float(retry_after) if retry_after is not None else None
         text = headers.get(ERROR_TEXT.lower(), "no text")
-        return hop.answered(from_wire(headers.get(hop.ERROR, ""), text, int(status), seconds))
+        return hop.answered(from_wire(headers.get(hop.ERROR, ""), text, int(status), seconds), headers)
     except ValueError:
         return ProtocolError("a neighbour answered with an error code that is not a number")
 

@@ -25,7 +25,7 @@ from mesh.errors import (
     ProtocolError,
     from_wire,
 )
-from mesh.hop import Context, Reply, Target
+from mesh.hop import Context, OwnLoad, Reply, Target, no_load
 from mesh.messages import MAX_REPORT_BYTES, decode_report
 from mesh.neighbours import Answer
 from mesh.oip.documents import decode_error, decode_model_metadata
@@ -51,10 +51,21 @@ class _Body(Payload):
 
 
 class HttpClient:
-    """A pool of keep-alive connections to other doors; an async context manager."""
+    """A pool of keep-alive connections to other doors; an async context manager.
 
-    def __init__(self, node: str, *, connect_timeout_s: float = 1.0, user_agent: str = "inference-mesh") -> None:
+    With every hop goes the ``load`` of this node.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        load: OwnLoad = no_load,
+        connect_timeout_s: float = 1.0,
+        user_agent: str = "inference-mesh",
+    ) -> None:
         self._node = node
+        self._load = load
         self._connect_s = connect_timeout_s
         self._agent = user_agent
         self._session: aiohttp.ClientSession | None = None
@@ -77,7 +88,7 @@ class HttpClient:
         self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
     ) -> Reply:
         """The LAN hop (``mesh.hop.Hop``)."""
-        headers = hop.request_headers(request, identity, context, self._node, up_ms)
+        headers = hop.request_headers(request, identity, context, self._node, up_ms, self._load(identity))
         headers[hop.TOKEN] = target.token
         path = model_path(ModelRef(identity.name, identity.version)) + "/infer"
         status, answered, body = await self.call(
@@ -184,4 +195,4 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> MeshErro
     retry_after = headers.get("retry-after")
     seconds = float(retry_after) if retry_after is not None and retry_after.isdigit() else None
     text = decode_error(body) or f"the door answered with status {status}"
-    return hop.answered(from_wire(headers.get(hop.ERROR, ""), text, status, seconds))
+    return hop.answered(from_wire(headers.get(hop.ERROR, ""), text, status, seconds), headers)

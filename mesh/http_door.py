@@ -82,6 +82,8 @@ def _reply_head(reply: Reply, *, want_load: bool) -> bytes:
         head = _lines(hop.reply_headers(reply, want_load=False))
         head += _JSON if body.header_length is None else _BINARY
         _heads.put(where, head)
+    if reply.cascade:
+        head += _lines(hop.cascade_headers(reply))
     return head + _lines(hop.load_headers(reply)) if want_load else head
 
 
@@ -94,6 +96,8 @@ def refusal(error: MeshError) -> Answer:
     headers = {hop.ERROR: error.code}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(math.ceil(error.retry_after_s), 1))
+    if error.load is not None:
+        headers[hop.LOAD] = error.load.header()
     return Answer(error.status, _JSON + _lines(headers), (encode_error(error.text),))
 
 

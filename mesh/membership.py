@@ -8,12 +8,13 @@ loop that feeds the table and sleeps until ``next_expiry``, who is trusted to re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 
 from msgspec.structs import replace
 
+from mesh.holders import Holders
 from mesh.messages import Load, ModelLoad, Report
 from mesh.values import ModelIdentity, NodeState
 
@@ -27,14 +28,16 @@ _GONE: frozenset[NodeState] = frozenset(("lost", "left"))
 class NodeView:
     """One node as the table sees it now.
 
-    ``report`` is its last report, with newer figures from replies merged in. ``heard_at`` and ``since`` (when it
-    entered ``state``) are seconds of the receiver's monotonic clock.
+    ``report`` is its last report, with newer figures from loads merged in. ``heard_at``, ``since`` (when it entered
+    ``state``) and ``figures_at`` (when the figures of the whole node were heard: it may have been heard since, by what
+    was older and came late) are seconds of the receiver's monotonic clock.
     """
 
     report: Report
     state: NodeState
     heard_at: float
     since: float
+    figures_at: float
 
     @property
     def node(self) -> str:
@@ -65,18 +68,18 @@ class Change:
 class _Entry:
     view: NodeView
     heard_seq: int
-    """Highest sequence number of this incarnation, from reports and replies."""
+    """Highest sequence number of this incarnation, from reports and loads."""
     due: float = inf
     """When silence, or ``keep_s``, changes its state next."""
     doubted: bool = False
     """Someone could not reach it; stays until a sequence number above ``heard_seq`` arrives."""
     latest: Load | None = None
+    latest_at: float = 0.0
     loads: dict[tuple[str, str], Load] = field(default_factory=dict)
     """Newest load per (model, version) that is not older than the report."""
     rival: tuple[int, int] | None = None
     """Highest (incarnation, seq) seen below the current incarnation."""
     conflicts: int = 0
-    indexed: frozenset[str] = frozenset()
 
     def state(self, report: Report) -> NodeState:
         """What the node says of itself, unless it is doubted."""
@@ -109,14 +112,19 @@ class _Entry:
             self.doubted = False
 
     def merge_loads(self, report: Report) -> Report:
-        """The report with the figures of replies that are not older than it; older ones are dropped."""
-        if self.latest is not None and self.latest.seq < report.seq:
-            self.latest = None
-        self.loads = {key: load for key, load in self.loads.items() if load.seq >= report.seq}
-        if self.latest is None:
+        """The report with the figures of loads that are not older than it; older ones are dropped."""
+        latest = self.latest
+        if latest is not None and latest.seq < report.seq:
+            latest = self.latest = None
+        if latest is None:  # none is newer than the latest
+            self.loads.clear()
             return report
-        models = tuple(_with_load(m, self.loads.get((m.name, m.version))) for m in report.models)
-        return replace(report, wait_ms=self.latest.wait_ms, models=models)
+        self.loads = {key: load for key, load in self.loads.items() if load.seq >= report.seq}
+        models = tuple([_with_load(m, self.loads.get((m.name, m.version))) for m in report.models])
+        return replace(
+            report, wait_ms=latest.wait_ms, queued=latest.queued,
+            uplink_bytes=latest.uplink_bytes, models=models,
+        )  # fmt: skip
 
 
 class Membership:
@@ -131,7 +139,9 @@ class Membership:
         self._lost_after = lost_after
         self._keep_s = keep_s
         self._entries: dict[str, _Entry] = {}
-        self._index: dict[str, dict[str, _Entry]] = {}
+        self._holders = Holders()
+        self.forgotten: list[str] = []
+        """Nodes that the last :meth:`expire` forgot."""
 
     def apply(self, report: Report, now: float) -> Change | None:
         """Take in a report; the state "left" in it is the goodbye, final for its incarnation.
@@ -141,7 +151,7 @@ class Membership:
         """
         entry = self._entries.get(report.node)
         if entry is None:
-            entry = self._entries[report.node] = _Entry(NodeView(report, "starting", now, now), report.seq)
+            entry = self._entries[report.node] = _Entry(NodeView(report, "starting", now, now, now), report.seq)
             self._show(entry, report, entry.state(report), now, now)
             return Change(report.node, None, entry.view.state)
         known = entry.view.report
@@ -152,7 +162,8 @@ class Membership:
             entry.restart(report)
         elif _rank(report) <= _rank(known):
             view = entry.view
-            entry.view = NodeView(_filled(known, report), view.state, view.heard_at, view.since)
+            entry.view = NodeView(_filled(known, report), view.state, view.heard_at, view.since, view.figures_at)
+            self._holders.show(entry.view, gone=view.state in _GONE)
             return None
         else:
             entry.hear(report.seq)
@@ -160,20 +171,20 @@ class Membership:
         return self._show(entry, report, entry.state(report), now, now)
 
     def observe(self, node: str, load: Load, model: ModelIdentity | None, now: float) -> Change | None:
-        """Take in the load that rode on a reply of ``node`` to a request for ``model``.
+        """Take in the load that rode on a reply, a refusal or a request of ``node`` about ``model``.
 
         It counts as hearing the node unless it is older than the report at hand. Loads of another incarnation, of a
-        node that said goodbye, and figures that are not finite and positive are ignored.
+        node that said goodbye, and figures that cannot be true are ignored.
         """
         entry = self._entries.get(node)
-        if entry is None or not _plausible(load):
+        if entry is None or not load.plausible:
             return None
         report = entry.view.report
         if load.incarnation != report.incarnation or load.seq < report.seq or report.state == "left":
             return None
         entry.hear(load.seq)
         if entry.latest is None or load.seq >= entry.latest.seq:
-            entry.latest = load
+            entry.latest, entry.latest_at = load, now
         if model is not None:
             key = (model.name, model.version)
             if key not in entry.loads or load.seq >= entry.loads[key].seq:
@@ -191,12 +202,14 @@ class Membership:
     def expire(self, now: float) -> list[Change]:
         """Move silent nodes to suspect or lost, and forget those gone for ``keep_s`` seconds."""
         changes: list[Change] = []
+        self.forgotten = []
         for node, entry in list(self._entries.items()):
             if entry.due > now:
                 continue
             view = entry.view
             if view.state in _GONE:
                 del self._entries[node]
+                self.forgotten.append(node)
                 continue
             lost = _silent_at(view, self._lost_after) <= now
             change = self._show(entry, view.report, "lost" if lost else "suspect", view.heard_at, now)
@@ -216,13 +229,16 @@ class Membership:
         entry = self._entries.get(node)
         return entry.view if entry is not None else None
 
-    def holders(self, model: str, *, draining: bool = False) -> list[NodeView]:
+    def holders(self, model: str, *, draining: bool = False) -> Iterator[NodeView]:
         """Starting, ready and suspect nodes that list any version of ``model``, in whatever state it is there.
 
         ``draining`` adds the nodes that only finish what they have, to tell "not now" from "not found".
         """
-        found = self._index.get(model, {}).values()
-        return [entry.view for entry in found if draining or entry.view.state != "draining"]
+        return self._holders.of(model, draining=draining)
+
+    def edition(self, model: str) -> int:
+        """The same as long as :meth:`holders` are the same nodes, with the same versions and bytes READY."""
+        return self._holders.edition(model)
 
     @property
     def conflicts(self) -> dict[str, int]:
@@ -236,25 +252,14 @@ class Membership:
         """Replace the view of an entry, and all that follows from it."""
         old = entry.view
         same = state == old.state and report.incarnation == old.report.incarnation
-        view = entry.view = NodeView(report, state, heard_at, old.since if same else now)
+        figures_at = heard_at if entry.latest is None else entry.latest_at
+        view = entry.view = NodeView(report, state, heard_at, old.since if same else now, figures_at)
         if state in _GONE:
             entry.due = view.since + self._keep_s
         else:
             entry.due = _silent_at(view, self._lost_after if state == "suspect" else self._suspect_after)
-        if report.models is not old.report.models or state != old.state or not entry.indexed:
-            self._reindex(entry)
+        self._holders.show(view, gone=state in _GONE)
         return Change(report.node, old.state, state) if state != old.state else None
-
-    def _reindex(self, entry: _Entry) -> None:
-        view = entry.view
-        names = frozenset() if view.state in _GONE else frozenset(load.name for load in view.models)
-        for name in entry.indexed - names:
-            del self._index[name][view.node]
-            if not self._index[name]:
-                del self._index[name]
-        for name in names - entry.indexed:
-            self._index.setdefault(name, {})[view.node] = entry
-        entry.indexed = names
 
 
 def _silent_at(view: NodeView, ttls: float) -> float:
@@ -278,10 +283,8 @@ def _filled(report: Report, other: Report) -> Report:
 
 
 def _with_load(model: ModelLoad, load: Load | None) -> ModelLoad:
+    """A time of 0 in a load is unknown: the node does not hold the model any more."""
     if load is None:
         return model
-    return replace(model, in_flight=load.in_flight, service_ms=load.service_ms)
-
-
-def _plausible(load: Load) -> bool:
-    return 0 <= load.wait_ms < inf and 0 <= load.service_ms < inf and load.in_flight >= 0
+    service_ms, row_ms = load.service_ms or model.service_ms, load.row_ms or model.row_ms
+    return replace(model, in_flight=load.in_flight, service_ms=service_ms, row_ms=row_ms)

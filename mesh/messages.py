@@ -8,15 +8,19 @@ next version are understood. Not here: inference bodies (``oip``), subjects.
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
+from mesh.declarations import Cascade
 from mesh.errors import ProtocolError
 from mesh.values import InstanceState, ModelIdentity, Tier
 
 VERSION = 1
 MAX_REPORT_BYTES = 256 * 1024
+MAX_LOAD_CHARS = 2048
+"""Of a ``Mesh-Load``; every bin of every class in use takes about 1,500."""
+MAX_FIGURE = 1e9
+"""Highest time (more than eleven days), rate and count that is believed."""
+MAX_UPLINK_BYTES = 1 << 50
 
 
 class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -30,6 +34,8 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     """Requests of this model admitted and unanswered, queued ones included."""
     service_ms: float = 0.0
     """Learned time one inference takes on this node now; 0 until the first one ran."""
+    row_ms: float = 0.0
+    """What one more inference adds to a queue here: its share of the run that costs least per row; 0 while unknown."""
     deadline_ms: float = 0.0
     """The model's own default deadline, 0 where the setting decides."""
     reason: str = ""
@@ -45,6 +51,9 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     """Measured footprint: the sum of its worker's memory and its share of the GPU's; None where either is unknown."""
     instances: int = 1
     """Inferences of it that may run at the same time."""
+    stay: str = ""
+    """Where its requests may run, seen from the door they came to: "node", "site", "region"; empty is anywhere."""
+    cascade: Cascade | None = None
 
     @property
     def identity(self) -> ModelIdentity:
@@ -92,6 +101,31 @@ class Gauges(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why a reading is None, by its name."""
 
 
+CLASSES = 16
+"""Lowest class of priority: requests that were given none, and those of a larger number."""
+
+EDGES_MS = tuple(25.0 * 2**power for power in range(8))
+"""Upper edges of the bins of :data:`Queued`; what has more time left than the last one is in a ninth bin."""
+
+Queued = tuple[tuple[int, tuple[float, ...]], ...]
+"""Queued work in milliseconds: by class of priority (1 goes first) and, inside a class, by time left to the deadline in
+the bins of :data:`EDGES_MS`. Empty classes, and empty bins behind the last that is not, are left out."""
+BINS = len(EDGES_MS) + 1
+_HEADER = "%d;%d;%s;%.3f;%d;%.3f;%.3f;%d;%s"
+_BINS = [",".join(["%.3g"] * count) for count in range(BINS + 1)]
+"""By how many there are. One format of all takes half the time of one for each."""
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What a node has to do now, as its reports say it; ``IDLE`` is nothing at all."""
+
+    wait_ms: float = 0.0
+    queued: Queued = ()
+
+
+IDLE = Work()
+
+
 class Report(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A node's sign of life: what it is, what it holds, how busy it is.
 
@@ -113,6 +147,8 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """"agent", or "router" for a mesh-cloud replica, which holds no models."""
     http: str = ""
     """HOST:PORT of the node's own HTTP door, where it can be reached directly; empty where it cannot."""
+    region: str = ""
+    """Sites of one region may trade what must not leave it."""
     host: str = ""
     """Token of the host's network namespace: a loopback door counts only for receivers with the same one."""
     nats: str = ""
@@ -120,12 +156,25 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     hop_key: str = ""
     """Hex secret with which callers prove that they share the bus; only ever sent on the bus."""
     wait_ms: float = 0.0
-    """Predicted wait before a new request starts to run: admitted work over capacity."""
+    """Predicted wait of a request that goes last: what is left of the runs in progress, and all that is queued."""
+    queued: Queued = ()
+    """The part of it that is queued, by who goes first."""
+    uplink_bytes: int = 0
+    """Bytes this node has under way to other sites: they go before those of its neighbours on the site's uplink."""
     capacity: float = 1.0
     """Share of its speed at cool clocks that the node expects to have shortly, 0 to 1: below 1 where it throttles or is
     about to. Service times and wait are reported with it already."""
     models: tuple[ModelLoad, ...] = ()
     gauges: Gauges = Gauges()
+
+    @property
+    def work(self) -> Work:
+        return Work(self.wait_ms, self.queued)
+
+    @property
+    def plausible(self) -> bool:
+        """Whether all figures that routing goes by can be true."""
+        return _plausible(self) and all(_bounded(m.in_flight, m.service_ms, m.row_ms) for m in self.models)
 
     def load(self, model: str, version: str) -> Load:
         found = next((m for m in self.models if m.name == model and m.version == version), None)
@@ -136,11 +185,15 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             wait_ms=self.wait_ms,
             in_flight=found.in_flight if found else 0,
             service_ms=found.service_ms if found else 0.0,
+            row_ms=found.row_ms if found else 0.0,
+            uplink_bytes=self.uplink_bytes,
+            queued=self.queued,
         )
 
 
 class Load(msgspec.Struct, frozen=True):
-    """The load report on a reply (header ``Mesh-Load``): the node's state now, seen from one model."""
+    """The load report on a reply, a refusal and a request between nodes (header ``Mesh-Load``): the node's state now,
+    seen from one model."""
 
     incarnation: int
     seq: int
@@ -148,21 +201,73 @@ class Load(msgspec.Struct, frozen=True):
     wait_ms: float
     in_flight: int
     service_ms: float
+    row_ms: float = 0.0
+    uplink_bytes: int = 0
+    queued: Queued = ()
+
+    @property
+    def work(self) -> Work:
+        return Work(self.wait_ms, self.queued)
+
+    @property
+    def plausible(self) -> bool:
+        """Whether all figures can be true."""
+        return _plausible(self) and _bounded(self.in_flight, self.service_ms, self.row_ms)
 
     def header(self) -> str:
-        return f"{self.incarnation};{self.seq};{self.state};{self.wait_ms:.3f};{self.in_flight};{self.service_ms:.3f}"
+        """``incarnation;seq;state;wait;in flight;service;row;uplink;class:bin,bin,.../class:...``."""
+        queued = "/".join([f"{level}:{_BINS[len(bins)] % bins}" for level, bins in self.queued])
+        return _HEADER % (
+            self.incarnation, self.seq, self.state, self.wait_ms, self.in_flight, self.service_ms, self.row_ms,
+            self.uplink_bytes, queued,
+        )  # fmt: skip
 
     @classmethod
     def from_header(cls, text: str) -> Load:
         """Raises ``ProtocolError`` on anything that :meth:`header` did not write."""
+        if len(text) > MAX_LOAD_CHARS:
+            raise ProtocolError(f"a neighbour sent a load report of {len(text)} characters")
         try:
-            incarnation, seq, state, wait_ms, in_flight, service_ms = text.split(";")
-            load = cls(int(incarnation), int(seq), state, float(wait_ms), int(in_flight), float(service_ms))
+            incarnation, seq, state, wait_ms, in_flight, service_ms, row_ms, uplink, queued = text.split(";")
+            load = cls(
+                int(incarnation),
+                int(seq),
+                state,
+                float(wait_ms),
+                int(in_flight),
+                float(service_ms),
+                float(row_ms),
+                int(uplink),
+                _queued(queued) if queued else (),
+            )
         except ValueError:
             raise ProtocolError("a neighbour sent a load report that is not one") from None
-        if not (math.isfinite(load.wait_ms) and math.isfinite(load.service_ms)):
-            raise ProtocolError("a neighbour sent a load report without numbers")
+        if not load.plausible:
+            raise ProtocolError("a neighbour sent a load report whose figures cannot be true")
         return load
+
+
+def _queued(text: str) -> Queued:
+    """Raises ``ValueError``."""
+    entries = [entry.partition(":") for entry in text.split("/")]
+    return tuple([(int(level), tuple([float(ms) for ms in bins.split(",")])) for level, _, bins in entries])
+
+
+def _plausible(said: Report | Load) -> bool:
+    """What reports and loads both say of a node."""
+    if not _bounded(said.wait_ms) or not 0 <= said.uplink_bytes <= MAX_UPLINK_BYTES:
+        return False
+    return len(said.queued) <= CLASSES and all(
+        1 <= level <= CLASSES and len(bins) <= BINS and _bounded(*bins) for level, bins in said.queued
+    )
+
+
+def _bounded(*figures: float) -> bool:
+    """NaN is within no bounds."""
+    for figure in figures:  # noqa: SIM110 - several times a reply, and this costs half of a generator
+        if not 0.0 <= figure <= MAX_FIGURE:
+            return False
+    return True
 
 
 _encoder = msgspec.json.Encoder()
@@ -183,4 +288,6 @@ def decode_report(payload: bytes) -> Report:
         raise ProtocolError(f"a neighbour sent a report that does not decode: {error}") from None
     if report.v != VERSION:
         raise ProtocolError(f"a neighbour speaks version {report.v} of the mesh, this node {VERSION}")
+    if not report.plausible:
+        raise ProtocolError("a neighbour sent a report whose figures cannot be true")
     return report

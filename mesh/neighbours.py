@@ -20,8 +20,8 @@ from typing import Protocol
 
 from mesh.addresses import host_token, is_loopback
 from mesh.errors import MeshError, NodeUnreachable
-from mesh.estimator import Link
 from mesh.lifecycle import Tasks, within
+from mesh.link import Link
 from mesh.membership import NodeView
 from mesh.messages import Report
 from mesh.trust import Trust
@@ -65,7 +65,7 @@ class Door:
     failures: int = 0
     warned: bool = False
     sources: set[str] = field(default_factory=set)
-    link: Link = field(default_factory=Link.lan)
+    link: Link = field(default_factory=Link)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -194,10 +194,11 @@ class Neighbours:
         if not self._believe(door, answer, challenge) or not self._watcher.heard(report):
             self._unproven(door)
             return
-        door.link.pinged(answer.rtt_ms, time.monotonic())
+        door.link.pinged(answer.rtt_ms)
         door.node, door.incarnation = report.node, report.incarnation
         door.proven = report.state != "left"
         self._keep_best(door)
+        self._watcher.news(door.node)
 
     def _keep_best(self, door: Door) -> None:
         """Of several doors of one node keep the first that works."""
@@ -210,6 +211,7 @@ class Neighbours:
         if self._by_node.get(door.node) is door:
             others = (other for other in self._doors.values() if other.proven and other.node == door.node)
             self._by_node[door.node] = next(others, door)
+        self._watcher.news(door.node)
 
     def _believe(self, door: Door, answer: Answer, challenge: str) -> bool:
         if self._trust is None:

@@ -16,17 +16,17 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from mesh.addresses import AddressWatch, advertised, host_token, is_loopback, is_wildcard, parse
+from mesh.balancer import Policy
 from mesh.bus_door import BusDoor
 from mesh.dataplane import Dataplane, Identity
 from mesh.discovery import Announcement, Discovery, Found
-from mesh.estimator import Dispatches
 from mesh.heartbeat import TTL_MS, Heartbeat, Reporter
 from mesh.hop_bus import BusHop
 from mesh.hop_http import HttpClient
 from mesh.http_door import HttpDoor
 from mesh.http_server import HttpServer
 from mesh.lifecycle import Tasks
-from mesh.messages import Gauges, ModelLoad, Report
+from mesh.messages import Gauges, ModelLoad, Report, Work
 from mesh.metrics import Measured
 from mesh.nats_bus import NatsBus, NatsOptions
 from mesh.nats_connection import check_url, place
@@ -34,8 +34,10 @@ from mesh.neighbours import IDLE_PERIOD_S, Neighbours
 from mesh.node_id import NodeIdentity
 from mesh.node_metrics import node_metrics
 from mesh.oip.wire import Limits
+from mesh.pins import Place
 from mesh.repository import ModelRepository
 from mesh.router import Router
+from mesh.rules import RULES, Ours, Rule
 from mesh.settings import MeshSettings
 from mesh.subjects import CLOUD_SITE
 from mesh.trust import Trust
@@ -57,7 +59,7 @@ class Holdings:
     local: LocalModels | None = None
     models: Callable[[], tuple[ModelLoad, ...]] = tuple
     coming: Callable[[], tuple[str, ...]] = tuple
-    wait_ms: Callable[[], float] = float
+    work: Callable[[], Work] = Work
     gauges: Callable[[], Gauges] = Gauges
     capacity: Callable[[], float] = lambda: 1.0
     repository: ModelRepository | None = None
@@ -77,16 +79,16 @@ class Node:
         mesh = settings.site.mesh
         self.trust = Trust(mesh, self.name, identity.incarnation, settings.site.secret())
         self.watcher = Watcher(mesh, self.name)
-        self._http = HttpClient(self.name)
+        self._http = HttpClient(self.name, load=lambda identity: self.dataplane.load(identity))
         self.neighbours = Neighbours(self.watcher, self._http, self.trust, self.name)
         view = View(self.name, self.watcher, holdings.local)
-        dispatches = Dispatches()
-        self._ways = NodeWays(view, self.neighbours, self._http, dispatches, settings.router.max_hops)
+        here = Place(self.name, self.site, settings.site.region, settings.node.tier)
+        self._ways = NodeWays(view, self.neighbours, self._http, here, settings.router.max_hops)
         self._router = Router(
             view=view,
             ways=self._ways,
             neighbours=self.neighbours,
-            dispatches=dispatches,
+            rule=self._rule(),
             retry_ratio=settings.router.retry_ratio,
         )
         self.reporter = self._reports_of(holdings)
@@ -108,6 +110,12 @@ class Node:
         self._bus_door: BusDoor | None = None
         self._serve_applications = role == "router"
 
+    def _rule(self) -> Rule:
+        router = self.settings.router
+        if router.policy == "ours":
+            return Ours(Policy(near_budget=router.near_budget))
+        return RULES[router.policy]()
+
     def _metrics(self, holdings: Holdings) -> Iterator[Measured]:
         yield from node_metrics(self.dataplane, self._router, self._ways)
         yield from holdings.metrics()
@@ -123,14 +131,16 @@ class Node:
             seq=0,
             ttl_ms=TTL_MS,
             state="starting",
+            region=self.settings.site.region,
             host=host_token(),
         )
         return Reporter(
             facts,
             models=holdings.models,
-            wait_ms=holdings.wait_ms,
+            work=holdings.work,
             gauges=holdings.gauges,
             capacity=holdings.capacity,
+            uplink_bytes=lambda: self._ways.wires.uplink_bytes(time.monotonic()),
         )
 
     @contextlib.asynccontextmanager
@@ -143,6 +153,7 @@ class Node:
             await stack.enter_async_context(self.watcher.running())
             await stack.enter_async_context(self._http)
             await stack.enter_async_context(self.neighbours.running())
+            await stack.enter_async_context(self.dataplane.cascades.running())
             door = HttpServer(
                 HttpDoor(self.dataplane),
                 settings.http.listen,
@@ -256,7 +267,7 @@ class Node:
             await stack.enter_async_context(door.serving_node(self.site, self.name))
             if self._serve_applications:
                 await stack.enter_async_context(door.serving_applications())
-            self._ways.join_bus(tensors, BusHop(tensors, self.name))
+            self._ways.join_bus(tensors, BusHop(tensors, self.name, self.dataplane.load))
             await asyncio.Event().wait()
 
     async def _seek_bus(self) -> tuple[str, ...]:

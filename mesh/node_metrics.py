@@ -7,9 +7,10 @@ Not here: what only an agent can tell (``edge.metrics``), the text (``metrics``)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import get_args
 
+from mesh.cascade import Policy
 from mesh.dataplane import Dataplane
 from mesh.messages import DeviceGauges, Gauges, ModelLoad, Report
 from mesh.metrics import Family, Measured
@@ -43,6 +44,49 @@ SECONDS = Family(
 )
 OPEN = Family("mesh_requests_in_flight", "gauge", "Requests at the doors that are not answered yet.")
 RETRIES = Family("mesh_retries_total", "counter", "Tries after the first, by the code that ended the last.", ("code",))
+DECISIONS = Family(
+    "mesh_decisions_total",
+    "counter",
+    "Decisions of this node's router where a request goes, by their reason.",
+    ("reason",),
+)
+PREDICTION_ERROR = Family(
+    "mesh_prediction_error_seconds",
+    "histogram",
+    "By how much answers came sooner or later than the router predicted; what runs here at once is not predicted.",
+    ("route",),
+)
+
+CASCADES = Family(
+    "mesh_cascade_answers_total",
+    "counter",
+    "Answers of models with a cascade, asked for here. answered: small, large, or unread, a small one's that tells no "
+    "confidence.",
+    (*_VERSIONED, "answered"),
+)
+ESCALATIONS = Family(
+    "mesh_cascade_escalations_total",
+    "counter",
+    "Answers the small model was not sure of. outcome: agreed, differed or incomparable where the large one answered; "
+    "else the small one's went out, late: the deadline was too near, or the code of the large one's error.",
+    (*_VERSIONED, "outcome"),
+)
+AUDITS = Family(
+    "mesh_cascade_audits_total",
+    "counter",
+    "Sure answers the large model was asked about too. outcome: agreed, differed, incomparable, failed without an "
+    "answer, dropped where too many were under way.",
+    (*_VERSIONED, "outcome"),
+)
+AGREEMENT = Family(
+    "mesh_cascade_agreement_ratio",
+    "gauge",
+    "Estimated share of sure answers with which the large model agrees; absent while unknown.",
+    _VERSIONED,
+)
+THRESHOLD = Family(
+    "mesh_cascade_threshold_ratio", "gauge", "Confidence from which on the small model's answer counts.", _VERSIONED
+)
 
 STATE = Family("mesh_model_state", "gauge", "1 for the state a version here is in, else 0.", (*_VERSIONED, "state"))
 BACKEND = Family(
@@ -94,7 +138,9 @@ _DEVICE = {
 }
 
 FAMILIES = (
-    *(BUILD, NODE, READY, CAPACITY, WAIT, NODES, BUS, REJECTED, REQUESTS, SECONDS, OPEN, RETRIES),
+    *(BUILD, NODE, READY, CAPACITY, WAIT, NODES, BUS, REJECTED, REQUESTS, SECONDS, OPEN),
+    *(RETRIES, DECISIONS, PREDICTION_ERROR),
+    *(CASCADES, ESCALATIONS, AUDITS, AGREEMENT, THRESHOLD),
     *(STATE, BACKEND, BUILDING, MEMORY, IN_FLIGHT, SERVICE),
     *(family for family, _ in _BOX.values()),
     *(DEVICE, THROTTLED, *(family for family, _ in _DEVICE.values())),
@@ -116,6 +162,9 @@ def node_metrics(dataplane: Dataplane, router: Router, ways: NodeWays) -> Iterat
     yield from _requests(dataplane.requests)
     yield OPEN, {(): float(dataplane.in_flight)}
     yield RETRIES, {(code,): float(count) for code, count in router.retries.items()}
+    yield DECISIONS, {(reason,): float(count) for reason, count in router.dispatch.reasons.items()}
+    yield PREDICTION_ERROR, {(route,): error for route, error in router.dispatch.residuals.items()}
+    yield from _cascades(dataplane.cascades.policies)
     yield from _models(report)
     yield from _readings(report.gauges)
 
@@ -129,6 +178,17 @@ def _requests(requests: Requests) -> Iterator[Measured]:
         counts[model, version, "", outcome, caller] = float(count)
     yield REQUESTS, counts
     yield SECONDS, dict(requests.answered)
+
+
+def _cascades(policies: dict[tuple[str, str], Policy]) -> Iterator[Measured]:
+    def counts(of: Callable[[Policy], Counter[str]]) -> dict[tuple[str, ...], float]:
+        return {(*key, word): float(n) for key, policy in policies.items() for word, n in of(policy).items()}
+
+    yield CASCADES, counts(lambda policy: policy.answered)
+    yield ESCALATIONS, counts(lambda policy: policy.escalations)
+    yield AUDITS, counts(lambda policy: policy.audits)
+    yield AGREEMENT, _known({key: policy.calibration.agreement for key, policy in policies.items()})
+    yield THRESHOLD, {key: policy.calibration.threshold for key, policy in policies.items()}
 
 
 def _models(report: Report) -> Iterator[Measured]:

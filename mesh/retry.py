@@ -17,7 +17,7 @@ SLOTS = 10
 """Resolution of the sliding window: it moves on by a tenth of its length."""
 
 
-class _Window:
+class Window:
     """A count over the last ``span_s`` seconds, in ``SLOTS`` slots; the current slot is a part of it."""
 
     def __init__(self, span_s: float) -> None:
@@ -54,8 +54,8 @@ class RetryBudget:
         self._ratio = ratio
         self._window_s = window_s
         self._minimum = minimum
-        self._requests = _Window(window_s)
-        self._retries = _Window(window_s)
+        self._requests = Window(window_s)
+        self._retries = Window(window_s)
         self._lost: dict[str, tuple[int, float]] = {}
         """Per lost node: retries left, and when they lapse."""
 

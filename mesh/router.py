@@ -1,8 +1,8 @@
-"""``Router.infer``: ways from the view, a pure decision, send, and at the first door retry elsewhere.
+"""``Router.infer``: survey the ways, a pure decision, go it, and at the first door try again elsewhere.
 
 The same class routes in the agent (itself, LAN peers, the cloud), in ``mesh-cloud`` (all nodes) and in the SDK (the
-doors it found). Not here: the rule (``balancer``), the estimate (``estimator``), which ways there are (``ways``),
-transports (``hop_http``, ``hop_bus``).
+doors it found). Not here: the rule (``rules``, ``balancer``), the prediction (``estimator``), which ways there are
+(``ways``), going one of them and learning from it (``dispatch``).
 """
 
 from __future__ import annotations
@@ -13,86 +13,49 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from math import inf
 
-from mesh.balancer import Policy, decide
+from mesh import hedging
+from mesh.affinity import Affinity
+from mesh.balancer import Decision
+from mesh.dispatch import Dispatch, Try
 from mesh.errors import (
     BusUnavailable,
     InstanceLost,
     MeshError,
-    ModelNotFound,
     ModelNotReady,
     NodeLost,
     NodeUnreachable,
     NoReadyInstance,
     Overloaded,
 )
-from mesh.estimator import Ask, Dispatches
+from mesh.estimator import Ask
 from mesh.hop import Context, Reply
-from mesh.membership import Change
 from mesh.neighbours import Neighbours
 from mesh.oip.request import InferRequest
-from mesh.retry import LOST, RetryBudget
+from mesh.outlook import LOCAL_MS
+from mesh.pins import Pin
+from mesh.retry import RetryBudget
+from mesh.rules import Ours, Rule
 from mesh.values import ModelIdentity, ModelMetadata
-from mesh.view import LocalModels, View
-from mesh.ways import Way, Ways
+from mesh.view import View
+from mesh.ways import HERE, Ways
 
 log = logging.getLogger(__name__)
 
-MAX_MET = 3
+PLACED = frozenset(("mesh_stay", "mesh_node", "mesh_site", "mesh_tier", "sequence_id", hedging.PARAMETER))
+"""Parameters with which a request may not run just here, or needs to know of another place too."""
+MAX_SURVEYS = 3
+MAX_MET = {Overloaded.code: 2, InstanceLost.code: 3, NodeLost.code: 3}
 """How often one request may be refused by busy nodes, or lose what runs it, before that is its answer.
 
 A full mesh must not carry each request past all its nodes, nor a request that kills workers past all of them.
 """
-_COUNTED = frozenset(cls.code for cls in (Overloaded, InstanceLost, NodeLost))
-
-
-class UnderWay:
-    """Requests sent and not yet answered, by node: a box that lost its power closes no connection.
-
-    When the view gives a node up, what was sent there ends with ``NodeLost`` in place of waiting for its deadline. By
-    cancelling the task from outside, as ``asyncio.timeout`` does: a task for each exchange would cost too much.
-    """
-
-    def __init__(self) -> None:
-        self._tasks: dict[str, dict[asyncio.Task[object], bool]] = {}
-        """By node, and whether it was given up."""
-
-    def on_change(self, change: Change) -> None:
-        if change.new == "lost":
-            tasks = self._tasks.get(change.node, {})
-            for task, given_up in tasks.items():
-                tasks[task] = given_up or task.cancel()
-
-    @contextlib.contextmanager
-    def to(self, node: str) -> Iterator[None]:
-        """Inside, the current task is under way to ``node``."""
-        task, tasks = asyncio.current_task(), self._tasks.setdefault(node, {})
-        assert task is not None  # noqa: S101 - coroutines run in tasks
-        tasks[task] = False
-        given_up, others = False, 0
-        try:
-            try:
-                yield
-            finally:
-                given_up = tasks.pop(task)
-                others = self._uncancelled(task) if given_up else 0
-                if not tasks:
-                    self._tasks.pop(node, None)
-        except asyncio.CancelledError:
-            if not given_up or others:
-                raise
-            raise NodeLost(f"node {node} was lost while it held the request") from None
-
-    @staticmethod
-    def _uncancelled(task: asyncio.Task[object]) -> int:
-        """Take our cancellation back; how many others there are (Python 3.10 cannot tell)."""
-        uncancel = getattr(task, "uncancel", None)
-        return uncancel() if uncancel is not None else 0
 
 
 class Router:
-    """Chooses and sends. ``dispatches`` is shared with ``ways``, whose candidates count what was sent from here."""
+    """Chooses and sends, and learns from what comes of it."""
 
     def __init__(
         self,
@@ -100,23 +63,20 @@ class Router:
         view: View,
         ways: Ways,
         neighbours: Neighbours,
-        dispatches: Dispatches,
-        policy: Policy | None = None,
+        rule: Rule | None = None,
         retry_ratio: float = 0.10,
         rng: random.Random | None = None,
     ) -> None:
         self._view = view
         self._ways = ways
-        self._neighbours = neighbours
-        self._dispatches = dispatches
-        self._policy = policy or Policy()
+        self._rule = rule or Ours()
         self._budget = RetryBudget(ratio=retry_ratio)
+        self._hedges = hedging.Hedges()
         self._rng = rng or random.Random()
-        self._running = 0
+        self._affinity = Affinity()
         self.retries: Counter[str] = Counter()
         """Tries after the first, by the code of the error that ended the one before."""
-        self._under_way = UnderWay()
-        view.watcher.on_change(self._under_way.on_change)
+        self.dispatch = Dispatch(view, ways, neighbours, self._rule, self._budget)
 
     async def infer(self, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
         """Answer from the place that will answer in time.
@@ -129,25 +89,62 @@ class Router:
         met: Counter[str] = Counter()
         failed: MeshError | None = None
         context.deadline.check()
-        self._budget.note_request(time.monotonic())
+        self._budget.note_request(now := time.monotonic())
+        self._hedges.note_request(now)
+        given_ms = context.deadline.left_ms()
         while True:
-            way, reason = self._choose(request, identity, context, tried)
-            if way is None:
-                raise failed or self._nowhere(identity, reason)
+            choice = self._choose(request, identity, context, tried, given_ms)
+            if isinstance(choice, MeshError):
+                raise failed or choice
             try:
-                return await self._send(way, request, identity, context)
+                if hedging.wants(request.parameters):
+                    reply = await self._hedged(choice, request, identity, context, tried, given_ms)
+                else:
+                    reply = await self.dispatch.send(choice, request, identity, context)
             except MeshError as error:
                 failed = error if failed is None or failed.refused or not error.refused else failed
                 met[error.code] += 1
-                self._learn_failure(way, error)
-                enough = error.code in _COUNTED and met[error.code] >= MAX_MET
-                if (context.hops > 0 and way.hop is None) or enough or not self._may_retry(error, context):
+                enough = met[error.code] >= MAX_MET.get(error.code, 1 << 30)
+                if (context.hops > 0 and choice.way.hop is None) or enough or not self._may_retry(error, context):
                     raise failed from None
                 self.retries[error.code] += 1
-                log.debug("%s on %s failed (%s), trying elsewhere", identity.name, way.key, error.code)
-                tried.add(way.key)
+                log.debug("%s on %s failed (%s), trying elsewhere", identity.name, choice.way.key, error.code)
+                node, path = choice.way.key
+                tried.add((node, path))
                 if not isinstance(error, (NodeUnreachable, BusUnavailable)):
-                    tried.update((way.candidate.node, path) for path in ("http", "bus"))
+                    tried.update(_paths(node))
+            else:
+                if context.hops == 0:
+                    beyond = self._ways.place(HERE) is None  # the door knows where the sequence is
+                    node = choice.way.target.node if beyond else reply.node
+                    self._affinity.ran(request.parameters, identity.name, node, time.monotonic())
+                return reply
+
+    async def _hedged(
+        self,
+        first: Try,
+        request: InferRequest,
+        identity: ModelIdentity,
+        context: Context,
+        tried: set[tuple[str, str]],
+        given_ms: float,
+    ) -> Reply:
+        """Send to a second place too if the first is late; the first answer counts. What was tried is noted."""
+        tries = [asyncio.ensure_future(self.dispatch.send(first, request, identity, context))]
+        try:
+            await asyncio.wait(tries, timeout=_due_s(first))
+            if not tries[0].done() and self._hedges.may(time.monotonic()):
+                both = {*tried, first.way.key, *_paths(first.way.target.node)}
+                second = self._choose(request, identity, context, both, given_ms)
+                if isinstance(second, Try):
+                    second.reason = "beside a late one"
+                    tries.append(asyncio.ensure_future(self.dispatch.send(second, request, identity, context)))
+                    tried.update((second.way.key, *_paths(second.way.target.node)))
+            return await _first_answer(tries)
+        finally:
+            for each in tries:
+                each.cancel()
+            await asyncio.gather(*tries, return_exceptions=True)
 
     async def metadata(self, identity: ModelIdentity, context: Context) -> ModelMetadata:
         """The model's metadata, from here or from a node that holds it."""
@@ -157,9 +154,13 @@ class Router:
                 return view.local.metadata(identity)
         if context.hops > 0:
             raise ModelNotReady(f"model {identity.name!r} is not loaded on node {view.node}")
-        failed = self._nowhere(identity, "no node that holds it can be asked")
-        for way in self._ways.ways(identity, context, 0):
-            if way.hop is None:
+        failed = self._missing(identity, "no node that holds it can be asked")
+        without = set(self._ways.survey(identity, context, 0))
+        services, _ = self._ways.outlook.of(identity)
+        for slot in range(1, self._ways.outlook.count):
+            usable = self._ways.outlook.penalty[slot] + services[slot] < inf and slot not in without
+            way = self._ways.way(slot, identity) if usable else None
+            if way is None or way.hop is None:
                 continue
             try:
                 return await way.hop.metadata(way.target, identity, context.deadline)
@@ -168,87 +169,86 @@ class Router:
         raise failed
 
     def _choose(
+        self,
+        request: InferRequest,
+        identity: ModelIdentity,
+        context: Context,
+        tried: set[tuple[str, str]],
+        given_ms: float,
+    ) -> Try | MeshError:
+        """Where to try next, or why nowhere."""
+        ways, nbytes = self._ways, request.body().nbytes
+        ask = Ask(identity, context.deadline.left_ms(), given_ms, nbytes, priority=request.priority)
+        free = not tried and not request.parameters.keys() & PLACED
+        if free and (at_once := self._at_once(ask, identity, context)) is not None:
+            return at_once
+        for _ in range(MAX_SURVEYS):
+            without = [*ways.survey(identity, context, nbytes)]
+            without += (kept_away := self._kept_away(request, identity, context, tried))
+            decision = self._rule.choose(ask, ways.outlook, time.monotonic(), self._rng, without)
+            if decision.slot is None:
+                return self._nowhere(identity, context, nbytes, decision, kept_away)
+            way = ways.way(decision.slot, identity)
+            if way is not None:  # given back once, not for ever, and only to who tries again
+                recall_ms = 0.0 if tried or context.hops > 0 else decision.recall_ms
+                return Try(way, ask, decision.reason, decision.estimate, recall_ms)
+        return NoReadyInstance(f"the ways to model {identity.name!r} change faster than it can be sent")
+
+    def _at_once(self, ask: Ask, identity: ModelIdentity, context: Context) -> Try | None:
+        """This node itself, if it is idle and so quick that no other could win by more than counts."""
+        service_ms = self._ways.here(identity, context)
+        if service_ms is None or LOCAL_MS + service_ms > min(self._rule.at_once_ms, ask.left_ms):
+            return None
+        way = self._ways.way(HERE, identity)
+        return None if way is None else Try(way, ask, "idle and at once")
+
+    def _kept_away(
         self, request: InferRequest, identity: ModelIdentity, context: Context, tried: set[tuple[str, str]]
-    ) -> tuple[Way | None, str]:
-        """The way to take, or None and the reason."""
-        nbytes = request.body().nbytes
-        ways = self._ways.ways(identity, context, nbytes)
-        if tried:
-            ways = [w for w in ways if w.key not in tried and (context.hops == 0 or w.hop is None)]
-        if len(ways) == 1:
-            return ways[0], "the only way"
-        if not ways and not tried:
-            return None, self._ways.why_none(identity, context, nbytes)
-        ask = Ask(context.deadline.left_ms(), nbytes, priority=request.priority)
-        decision = decide(ask, [w.candidate for w in ways], time.monotonic(), self._rng, self._policy)
-        chosen = next((way for way in ways if way.key == (decision.node, decision.path)), None)
-        return chosen, decision.reason
+    ) -> list[int]:
+        """Slots that were tried, are ejected, lie outside the request's pin, or are not where its sequence is."""
+        outlook, now = self._ways.outlook, time.monotonic()
+        away = [HERE] if any(path == "local" for _, path in tried) else []
+        if context.hops > 0 and tried:
+            return [*away, *range(1, outlook.count)]
+        for node, path in tried:
+            slot = outlook.slots.get(node)
+            if slot is not None and ((way := self._ways.way(slot, identity)) is None or way.key == (node, path)):
+                away.append(slot)
+        ejected = self.dispatch.ejection.ejected(now, outlook.count - 1)
+        away += [outlook.slots[node] for node in ejected if node in outlook.slots]
+        return away + self._outside(request, identity, context, now)
 
-    async def _send(self, way: Way, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
-        if way.hop is None:
-            local = self._view.local
-            assert local is not None  # noqa: S101 - only this node's own way has no hop
-            return await self._run(local, request, identity, context)
-        reply = await self._forward(way, request, identity, context)
-        reply.node = reply.node or way.candidate.node
-        return reply
-
-    async def _run(self, local: LocalModels, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
-        self._running += 1
-        try:
-            body = await local.infer(request, identity, context.deadline)
-        except InstanceLost:
-            self._budget.note_lost(self._running, time.monotonic(), self._view.node)
-            raise
-        finally:
-            self._running -= 1
-        return Reply(body, self._view.node, "local", context.hops)
-
-    async def _forward(self, way: Way, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
-        node, link, nbytes = way.candidate.node, way.candidate.link, request.body().nbytes
-        assert link is not None and way.hop is not None  # noqa: S101, PT018 - every way to another node has both
-        started = time.monotonic()
-        up_ms = link.rtt_ms / 2 + (link.queued_bytes + nbytes) / link.up_bytes_per_ms
-        ticket = self._dispatches.add(node, way.candidate.model.service_ms or self._policy.service_ms, started)
-        ahead = link.sent(nbytes, started)
-        answered = False
-        try:
-            if way.door is not None:
-                self._neighbours.used(way.door)
-            with self._under_way.to(node):
-                reply = await way.hop.infer(way.target, request, identity, context, up_ms)
-            now = time.monotonic()
-            link.answered(nbytes, reply.body.nbytes, (now - started) * 1e3, reply.time_ms, now, ahead)
-            answered = True
-        except ModelNotFound as error:
-            if identity.digest:  # settled by a node's report: what it unloaded since, another may have
-                raise ModelNotReady(error.text) from None
-            raise
-        except LOST as error:
-            if not error.refused:
-                self._budget.note_lost(self._dispatches.in_flight(node), time.monotonic(), node)
-            raise
-        finally:
-            if not answered:
-                link.failed(nbytes, time.monotonic())
-            self._dispatches.done(node, ticket)
-        if reply.load is not None and reply.node in ("", node):
-            self._view.watcher.observe(node, reply.load, identity)
-        return reply
-
-    def _learn_failure(self, way: Way, error: MeshError) -> None:
-        if not isinstance(error, NodeLost) or way.hop is None:
-            return
-        node = way.candidate.node
-        if way.door is not None:
-            self._neighbours.broken(way.door)
-        elif isinstance(error, NodeUnreachable):
-            self._view.watcher.suspect(node)
+    def _outside(self, request: InferRequest, identity: ModelIdentity, context: Context, now: float) -> list[int]:
+        outlook, parameters, stay = self._ways.outlook, request.parameters, self._view.stay(identity)
+        if not parameters and not stay:
+            return []
+        outside: list[int] = []
+        here = self._ways.place(HERE)
+        if here is not None and (pin := Pin.of(parameters, stay)) is not None:
+            places = [self._ways.place(slot) for slot in range(outlook.count)]
+            outside = [slot for slot, place in enumerate(places) if place is None or not pin.allows(here, place)]
+        node = self._affinity.node_of(parameters, identity.name, now) if context.hops == 0 else None
+        kept = outlook.slots.get(node) if node is not None else None
+        if kept is not None and outlook.penalty[kept] + outlook.of(identity)[0][kept] < inf:
+            outside += [slot for slot in range(outlook.count) if slot != kept]
+        return outside
 
     def _may_retry(self, error: MeshError, context: Context) -> bool:
         return error.retryable and not context.deadline.expired and self._budget.may_retry(error, time.monotonic())
 
-    def _nowhere(self, identity: ModelIdentity, reason: str) -> MeshError:
+    def _nowhere(
+        self, identity: ModelIdentity, context: Context, nbytes: int, decision: Decision, kept_away: list[int]
+    ) -> MeshError:
+        self.dispatch.reasons[decision.reason] += 1
+        if decision.wait_ms > 0.0:
+            after_s = decision.wait_ms / 1e3
+            return Overloaded(f"{decision.reason}; try again in {after_s:.3g} s", retry_after_s=after_s)
+        outlook = self._ways.outlook
+        if kept_away and (outlook.penalty + outlook.of(identity)[0])[kept_away].min() < inf:
+            return self._missing(identity, "it may not go to those that hold it")
+        return self._missing(identity, self._ways.why_none(identity, context, nbytes))
+
+    def _missing(self, identity: ModelIdentity, reason: str) -> MeshError:
         for load in self._view.here(identity.name):
             if load.version == identity.version and load.state != "READY":
                 reason = f": {load.reason}" if load.reason else ""
@@ -257,3 +257,28 @@ class Router:
             if load.identity == identity and load.reason and load.state != "READY":
                 return NoReadyInstance(f"model {identity.name!r} is {load.state} on node {node}: {load.reason}")
         return NoReadyInstance(f"no node can run model {identity.name!r} now: {reason}")
+
+
+def _paths(node: str) -> list[tuple[str, str]]:
+    """Every way to another node."""
+    return [(node, "http"), (node, "bus")]
+
+
+def _due_s(first: Try) -> float | None:
+    """How long after sending a second try is due, in seconds; None is never."""
+    if first.predicted is None:
+        return None
+    due_ms = hedging.after_ms(first.predicted, first.ask.left_ms, first.recall_ms)
+    return None if due_ms is None else due_ms / 1e3
+
+
+async def _first_answer(tries: Sequence[asyncio.Future[Reply]]) -> Reply:
+    """Of tries that go on; where all fail, the error of the first that leaves open whether the work ran."""
+    pending: set[asyncio.Future[Reply]] = set(tries)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for each in done:
+            if each.exception() is None:
+                return each.result()
+    errors = [error for each in tries if (error := each.exception()) is not None]
+    raise next((error for error in errors if not (isinstance(error, MeshError) and error.refused)), errors[0])

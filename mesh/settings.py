@@ -36,6 +36,8 @@ class SiteSettings(Group):
 
     mesh: str = Field(default="default", pattern=NAME_PATTERN.pattern)
     """Only nodes of the same mesh id ever exchange tensors."""
+    region: str = Name
+    """Region of the site, for models and requests that must not leave it; empty is none."""
     name: str = Name
     """Site; empty is ``default`` for an edge node and ``cloud`` for a cloud node."""
     key: SecretStr | None = Field(default=None, min_length=16)
@@ -103,6 +105,11 @@ class RouterSettings(Group):
     deadline_ms: float = Field(default=10_000.0, gt=0)
     """Deadline of a request that names none, for a model whose ``model.toml`` names none."""
     max_hops: int = Field(default=2, ge=0, le=2)
+    policy: Literal["ours", "peak-ewma", "prequal-net", "local-only"] = "ours"
+    """Rule by which a node is chosen; all but ``ours`` are there to be compared with (docs/benchmarks)."""
+    near_budget: float = Field(default=0.05, ge=0, le=1)
+    """The dial from fastest to cheapest: share of a request's time by which a cheaper tier (this node, its site, the
+    cloud) may be slower than the best and is still taken."""
     retry_ratio: float = Field(default=0.10, ge=0, le=1)
     """Largest share of requests that may be retried; refusals are free (DESIGN D16)."""
 

@@ -11,11 +11,14 @@ from typing import Protocol
 from mesh.balancer import resolve
 from mesh.deadline import Deadline
 from mesh.errors import ModelNotFound
-from mesh.messages import ModelLoad
+from mesh.messages import ModelLoad, Work
 from mesh.oip.request import InferRequest
 from mesh.oip.wire import WireBody
 from mesh.values import ModelIdentity, ModelMetadata, ModelRef
 from mesh.watcher import Watcher
+
+MAX_MEANT = 1024
+"""References of which it is remembered what they mean; beyond that it begins anew."""
 
 
 class LocalModels(Protocol):
@@ -30,7 +33,8 @@ class LocalModels(Protocol):
     def held(self, name: str) -> tuple[ModelLoad, ...]:
         """Every version of the model here, in whatever state."""
 
-    def wait_ms(self) -> float: ...
+    def work(self) -> Work:
+        """All there is to do on this node now."""
 
     @property
     def draining(self) -> bool: ...
@@ -47,6 +51,8 @@ class View:
         self.node = node
         self.watcher = watcher
         self.local = local
+        self._meant: dict[ModelRef, tuple[int, ModelIdentity]] = {}
+        """What others were found to mean, and in which edition of their holdings."""
 
     def here(self, name: str) -> tuple[ModelLoad, ...]:
         return self.local.held(name) if self.local is not None else ()
@@ -66,13 +72,18 @@ class View:
             return ModelIdentity(ref.name, ref.version, digest)
         if self.local is not None and (own := self.local.identity(ref)) is not None:
             return own  # a box's answers do not change with its neighbours
-        mine = [(self.node, load) for load in self.here(ref.name)]
-        others = list(self.elsewhere(ref.name))
-        identity = resolve(ref, [*mine, *others], None)
+        mine, edition = self.here(ref.name), self.watcher.membership.edition(ref.name)
+        if not mine and (known := self._meant.get(ref)) is not None and known[0] == edition:
+            return known[1]
+        held = [*((self.node, load) for load in mine), *self.elsewhere(ref.name)]
+        identity = resolve(ref, held, None)
         if identity is None:
-            known = mine or others
-            what = f"version {ref.version!r} of model {ref.name!r}" if known else f"model {ref.name!r}"
+            what = f"version {ref.version!r} of model {ref.name!r}" if held else f"model {ref.name!r}"
             raise ModelNotFound(f"Request for unknown model: {what} is not found")
+        if not mine:
+            if len(self._meant) >= MAX_MEANT:
+                self._meant.clear()
+            self._meant[ref] = edition, identity
         return identity
 
     def ready(self, ref: ModelRef) -> bool:
@@ -85,6 +96,13 @@ class View:
         """Whether some node holds that version, in whatever state and of whatever bytes."""
         loads = [*self.here(identity.name), *(load for _, load in self.elsewhere(identity.name))]
         return any(load.version == identity.version for load in loads)
+
+    def stay(self, identity: ModelIdentity) -> str:
+        """What the model declares of where its requests may run (``pins``), as its holders say."""
+        load = self.local.load(identity) if self.local is not None else None
+        if load is not None:
+            return load.stay
+        return next((load.stay for _, load in self.elsewhere(identity.name) if load.version == identity.version), "")
 
     def default_deadline_ms(self, identity: ModelIdentity) -> float:
         """The model's own default deadline where its holders declare one, else 0."""

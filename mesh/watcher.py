@@ -39,6 +39,7 @@ class Watcher:
         self._me = me
         self._bus_heard: dict[str, float] = {}
         self._listeners: list[Listener] = []
+        self._readers: list[Callable[[str], None]] = []
         self._moved = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -63,6 +64,16 @@ class Watcher:
     def on_change(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
+    def on_news(self, reader: Callable[[str], None]) -> None:
+        """``reader`` is told the node's name whenever anything about a node is new: figures, state, its door, or
+        that it is forgotten."""
+        self._readers.append(reader)
+
+    def news(self, node: str) -> None:
+        """Something about the node is new."""
+        for reader in self._readers:
+            reader(node)
+
     def heard(self, report: Report) -> bool:
         """Take a report whose sender is proven; False if it is of another mesh, or our own.
 
@@ -79,15 +90,18 @@ class Watcher:
         if change is None and known is not None and now is not None and now.report.http != known.report.http:
             change = Change(report.node, known.state, now.state)  # so quick a restart that nobody missed it
         self._tell(change)
+        self.news(report.node)
         return True
 
     def observe(self, node: str, load: Load, model: ModelIdentity | None) -> None:
-        """A load report that rode on a reply of ``node``."""
+        """A load report that rode on a reply, a refusal or a request of ``node``, which is proven."""
         self._tell(self.membership.observe(node, load, model, time.monotonic()))
+        self.news(node)
 
     def suspect(self, node: str) -> None:
         """The node did not take a request: send nothing there until it is heard again."""
         self._tell(self.membership.suspect(node, time.monotonic()))
+        self.news(node)
 
     def on_bus(self, node: str) -> bool:
         """Whether the node's own heartbeat reached us over the bus lately (within its ttl three times over)."""
@@ -124,7 +138,15 @@ class Watcher:
                 await within(None if at is None else max(at - time.monotonic(), 0.0), self._moved.wait())
                 # Many reports move the next expiry only later: look again at most every 50 ms.
                 await asyncio.sleep(0.05)
-            for change in self.membership.expire(time.monotonic()):
-                if change.new == "lost":
-                    self._bus_heard.pop(change.node, None)
-                self._tell(change)
+            self.expire(time.monotonic())
+
+    def expire(self, now: float) -> None:
+        """Judge at the monotonic second ``now`` who has been silent for too long, and tell of it."""
+        for change in self.membership.expire(now):
+            if change.new == "lost":
+                self._bus_heard.pop(change.node, None)
+            self._tell(change)
+            self.news(change.node)
+        for node in self.membership.forgotten:
+            self._bus_heard.pop(node, None)
+            self.news(node)

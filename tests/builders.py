@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from mesh.estimator import Ask, Candidate, Link
 from mesh.messages import Load, ModelLoad, Report
 from mesh.values import InstanceState, ModelIdentity
 
@@ -52,33 +51,3 @@ def a_load(
     service_ms: float = 5.0,
 ) -> Load:
     return Load(incarnation, seq, state, wait_ms, in_flight, service_ms)
-
-
-def a_candidate(node: str = "n1", *, service_ms: float = 5.0, **fields: Any) -> Candidate:
-    """An idle peer on the LAN, heard at 0.0."""
-    defaults: dict[str, Any] = {
-        "route": "peer",
-        "path": "http",
-        "ready": True,
-        "model": a_model_load(service_ms=service_ms),
-        "wait_ms": 0.0,
-        "heard_at": 0.0,
-        "link": Link.lan(),
-    }
-    return Candidate(node=node, **(defaults | fields))
-
-
-def a_local(node: str = "here", **fields: Any) -> Candidate:
-    """This very process."""
-    defaults: dict[str, Any] = {"route": "local", "path": "local", "link": None}
-    return a_candidate(node, **(defaults | fields))
-
-
-def a_cloud(node: str = "cloud", **fields: Any) -> Candidate:
-    """A cloud node over the WAN."""
-    defaults: dict[str, Any] = {"route": "cloud", "path": "bus", "link": Link.bus()}
-    return a_candidate(node, **(defaults | fields))
-
-
-def an_ask(left_ms: float = 10_000.0, nbytes: int = 1024, **fields: Any) -> Ask:
-    return Ask(left_ms, nbytes, **fields)

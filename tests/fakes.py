@@ -15,7 +15,7 @@ from hardware.errors import HardwareError, WorkerDied
 from mesh.deadline import Deadline
 from mesh.errors import MeshError
 from mesh.hop import Context, Reply, Target
-from mesh.messages import ModelLoad
+from mesh.messages import ModelLoad, Work
 from mesh.neighbours import Answer
 from mesh.oip.request import InferRequest
 from mesh.oip.tensor import Tensor
@@ -112,6 +112,8 @@ class ScriptedModels:
     def __init__(self, *loads: ModelLoad) -> None:
         self.loads = list(loads)
         self.outcome: MeshError | None = None
+        self.hold: asyncio.Event | None = None
+        """Answers come once it is set."""
         self.waiting_ms = 0.0
         self.draining = False
         self.served: list[Deadline] = []
@@ -126,11 +128,16 @@ class ScriptedModels:
     def held(self, name: str) -> tuple[ModelLoad, ...]:
         return tuple(m for m in self.loads if m.name == name)
 
+    def work(self) -> Work:
+        return Work(self.waiting_ms)
+
     def wait_ms(self) -> float:
         return self.waiting_ms
 
     async def infer(self, request: InferRequest, identity: ModelIdentity, deadline: Deadline) -> WireBody:
         self.served.append(deadline)
+        if self.hold is not None:
+            await self.hold.wait()
         if self.outcome is not None:
             raise self.outcome
         return BODY
@@ -148,6 +155,10 @@ class ScriptedHop:
     contexts: list[Context] = field(default_factory=list)
     hold: dict[str, asyncio.Event] = field(default_factory=dict)
     """A node with an entry answers once its event is set."""
+    called_off: list[str] = field(default_factory=list)
+    """Nodes whose request was cancelled meanwhile."""
+    left: int = 0
+    """Requests that are not answered yet."""
     reply: Callable[[Target], Reply] = lambda target: Reply(BODY, target.node, target.route, 1)
 
     async def infer(
@@ -156,10 +167,20 @@ class ScriptedHop:
         self.asked.append(target.node)
         self.contexts.append(context)
         if (event := self.hold.get(target.node)) is not None:
-            await event.wait()
+            await self._wait(target.node, event)
         if (error := self.outcomes.get(target.node)) is not None:
             raise error
         return self.reply(target)
+
+    async def _wait(self, node: str, event: asyncio.Event) -> None:
+        self.left += 1
+        try:
+            await event.wait()
+        except asyncio.CancelledError:
+            self.called_off.append(node)
+            raise
+        finally:
+            self.left -= 1
 
     async def metadata(self, target: Target, identity: ModelIdentity, deadline: Deadline) -> ModelMetadata:
         self.asked.append(target.node)

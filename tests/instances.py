@@ -52,7 +52,7 @@ class Loaded:
         return found
 
     def report(self, name: str) -> ModelLoad:
-        return self.get(name).report(self.instances.service_ms(self.get(name)))
+        return self.get(name).report(*self.instances.costs(self.get(name)))
 
     def runtime(self, name: str) -> Runtime:
         found = self.get(name).served.runtime

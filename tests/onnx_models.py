@@ -141,6 +141,22 @@ def gather() -> bytes:
     )
 
 
+def classifier(scale: float = 1.0, *, shift: int = 0) -> bytes:
+    """FP32 X [batch, 3] as logits times ``scale``, of classes moved on by ``shift``: FP32 ``probabilities`` [batch, 3]
+    and the best class, INT64 ``label`` [batch]."""
+    moved = scale * np.roll(np.eye(3, dtype=np.float32), shift, axis=1)
+    return build(
+        [
+            helper.make_node("MatMul", ["X", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"]),
+            helper.make_node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0),
+        ],
+        [value("X", "FP32", [-1, 3])],
+        [value("probabilities", "FP32", [-1, 3]), value("label", "INT64", [-1])],
+        weights=[numpy_helper.from_array(moved.astype(np.float32), "weights")],
+    )
+
+
 def loop() -> bytes:
     """Counts INT64 N [] down by a Loop of N rounds and returns N as Y: takes time in proportion to N, about 1 us each.
 

@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from mesh import subjects
-from mesh.balancer import Policy
 from mesh.deadline import Deadline
-from mesh.estimator import Dispatches
 from mesh.hop import Context, Reply
 from mesh.membership import NodeView
 from mesh.memory_bus import MemoryBroker, MemoryBus
 from mesh.messages import ModelLoad, Report, encode_report
 from mesh.neighbours import Answer, Neighbours
+from mesh.pins import Place
 from mesh.router import Router
+from mesh.rules import Rule
 from mesh.values import ModelIdentity, ModelRef
 from mesh.view import View
 from mesh.watcher import Watcher
@@ -28,26 +28,27 @@ from tests.builders import a_model_load, a_report, an_identity
 from tests.fakes import ScriptedHop, ScriptedModels, ScriptedProber, a_request, until
 
 ME = "me"
+HERE = Place(ME, "shop", "north", "edge")
 
 
 class Routing:
     """``lan`` and ``wire`` are the hops over doors and over the bus; ``models`` is what this node holds."""
 
-    def __init__(self, *held: ModelLoad, router_only: bool = False, max_payload: int = 8 << 20) -> None:
+    def __init__(
+        self, *held: ModelLoad, router_only: bool = False, max_payload: int = 8 << 20, rule: Rule | None = None
+    ) -> None:
         self.models = ScriptedModels(*held)
         self.lan, self.wire = ScriptedHop(), ScriptedHop()
         self.prober = ScriptedProber()
         self.watcher = Watcher("demo", ME)
         self.neighbours = Neighbours(self.watcher, self.prober, None, ME)
-        self.dispatches = Dispatches()
         self.view = View(ME, self.watcher, None if router_only else self.models)
-        self.ways = NodeWays(self.view, self.neighbours, self.lan, self.dispatches, 2)
+        self.ways = NodeWays(self.view, self.neighbours, self.lan, HERE, 2)
         self.router = Router(
             view=self.view,
             ways=self.ways,
             neighbours=self.neighbours,
-            dispatches=self.dispatches,
-            policy=Policy(),
+            rule=rule,
             rng=random.Random(7),
         )
         self.broker = MemoryBroker(max_payload)
@@ -80,6 +81,12 @@ class Routing:
         await self.bus.publish(subjects.report(report.site, node), encode_report(report))
         await until(lambda: self.watcher.on_bus(node) and self.view_of(node).report.seq >= report.seq)
 
+    async def leaves(self, node: str) -> None:
+        """The node said goodbye on the bus."""
+        report = self.report(node, state="left")
+        await self.bus.publish(subjects.report(report.site, node), encode_report(report))
+        await until(lambda: self.view_of(node).state == "left")
+
     def view_of(self, node: str) -> NodeView:
         view = self.watcher.membership.get(node)
         assert view is not None
@@ -93,9 +100,15 @@ class Routing:
         left_ms: float = 60_000.0,
         hops: int = 0,
         visited: tuple[str, ...] = (),
+        **parameters: Any,
     ) -> Reply:
-        context = Context(Deadline.after_ms(left_ms), hops, visited)
-        return await self.router.infer(a_request(nbytes=nbytes), identity or an_identity(), context)
+        """``parameters`` are those of the request."""
+        request, context = a_request(nbytes=nbytes), Context(Deadline.after_ms(left_ms), hops, visited)
+        request.parameters.update(parameters)
+        return await self.router.infer(request, identity or an_identity(), context)
+
+    def in_flight(self, node: str) -> int:
+        return self.ways.outlook.in_flight(self.ways.outlook.slots[node])
 
     def resolve(self, name: str = "resnet", version: str = "", digest: str = "") -> ModelIdentity:
         return self.view.resolve(ModelRef(name, version), digest)

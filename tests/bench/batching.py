@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from onnx import helper, numpy_helper
 
-from edge.batching import Batching, Cost, Entry, Plan, first_feasible, plan
-from edge.executor import Executor, Planner
+from edge.batching import Batching, Cost, Entry, Plan, Planner, first_feasible, plan
+from edge.executor import Executor
 from edge.model_config import BatchingConfig, ModelConfig
 from edge.served import Served, Warmed
 from edge.warmup import warm_up

@@ -1,4 +1,5 @@
-"""A closed-loop HTTP/1.1 load generator on keep-alive connections: each sends its next request when a reply is whole.
+"""An HTTP/1.1 load generator on keep-alive connections, each of which sends its next request when a reply is whole: at
+once (a closed loop), or at its turn where requests are due at a rate (an open one).
 
 The request is one prebuilt byte string in one write; a reply is framed by Content-Length only. Every reply's status and
 length are checked, the first and the last of each connection go through the caller's verifier, and anything wrong
@@ -20,6 +21,7 @@ import multiprocessing
 import re
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -36,6 +38,8 @@ Verify = Callable[[bytes, bytes], str]
 FIRST_BUFFER = 64 * 1024
 MAX_RATE = 200_000
 """Requests/s that the array of latencies is laid out for."""
+SHORTEST_S, IN_TIME_S = 0.001, 0.002
+"""Timers count milliseconds: a request that leaves so soon after it was due is in time."""
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
 
 
@@ -59,6 +63,8 @@ class Job:
     window: Window = Window()
     grace_s: float = 10.0
     """How long after the window outstanding replies may take before they count as errors."""
+    rate: float = 0.0
+    """Requests/s that are due whatever became of those before; a latency counts from then. 0 is a closed loop."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,30 @@ class _Run:
         self.open = job.connections
         self.done = asyncio.get_running_loop().create_future()
         self.began = self.ended = 0.0
+        self._free: deque[_Connection] = deque()
+        self._due: deque[float] = deque()
+        """Moments of requests that wait for a free connection."""
+        self._next = time.perf_counter()
+
+    def ready(self, connection: _Connection) -> None:
+        """The connection has nothing to wait for."""
+        if not self.job.rate:
+            connection.send(time.perf_counter())
+        elif self._due:
+            connection.send(self._due.popleft())
+        else:
+            self._free.append(connection)
+
+    def tick(self) -> None:
+        """Send what is due by now on the connections that are free."""
+        now = time.perf_counter()
+        while self._next <= now:
+            self._due.append(now if now - self._next <= IN_TIME_S else self._next)
+            self._next += 1.0 / self.job.rate
+        while self._due and self._free:
+            self._free.popleft().send(self._due.popleft())
+        if not self.stopping:
+            asyncio.get_running_loop().call_later(max(self._next - now, SHORTEST_S), self.tick)
 
     def begin(self) -> None:
         self.recording, self.began = True, time.perf_counter()
@@ -99,6 +129,9 @@ class _Run:
     def end(self) -> None:
         self.recording, self.stopping = False, True
         self.ended = time.perf_counter()
+        for connection in self._free:
+            connection.finish()
+        self._due.clear()
 
     def fail(self, what: str) -> None:
         self.errors += 1
@@ -132,11 +165,11 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        self._send()
+        self._run.ready(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._finished:
-            self._finish(f"the server closed the connection {self._filled} bytes into a reply ({exc})")
+            self.finish(f"the server closed the connection {self._filled} bytes into a reply ({exc})")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._view[self._filled :] if self._filled else self._view
@@ -148,11 +181,11 @@ class _Connection(asyncio.BufferedProtocol):
         if self._filled == self._need:
             self._reply()
         elif self._filled > self._need:
-            self._finish(f"{self._filled - self._need} bytes beyond the Content-Length")
+            self.finish(f"{self._filled - self._need} bytes beyond the Content-Length")
 
-    def _send(self) -> None:
+    def send(self, due: float) -> None:
         self._filled = self._need = 0
-        self._sent = time.perf_counter()
+        self._sent = due
         self._transport.write(self._request)
 
     def _read_head(self) -> bool:
@@ -160,15 +193,15 @@ class _Connection(asyncio.BufferedProtocol):
         end = self._buffer.find(b"\r\n\r\n", 0, self._filled)
         if end < 0:
             if self._filled == len(self._buffer):
-                self._finish(f"no end of head within {self._filled} bytes")
+                self.finish(f"no end of head within {self._filled} bytes")
             return False
         length = CONTENT_LENGTH.search(self._buffer, 0, end + 2)
         if length is None or not self._buffer.startswith(b"HTTP/1.1 200"):
-            self._finish(f"not a 200 with a Content-Length: {bytes(self._buffer[: min(self._filled, 400)])!r}")
+            self.finish(f"not a 200 with a Content-Length: {bytes(self._buffer[: min(self._filled, 400)])!r}")
             return False
         self._body_at, body_bytes = end + 4, int(length[1])
         if self._body_bytes not in (-1, body_bytes):
-            self._finish(f"a body of {body_bytes} bytes after one of {self._body_bytes}")
+            self.finish(f"a body of {body_bytes} bytes after one of {self._body_bytes}")
             return False
         self._need = self._body_at + body_bytes
         if self._need > len(self._buffer):
@@ -187,18 +220,18 @@ class _Connection(asyncio.BufferedProtocol):
             run.latencies[run.requests] = now - self._sent
             run.requests += 1
         if (self._body_bytes < 0 or run.stopping) and (wrong := self._verify()):
-            self._finish(wrong)
+            self.finish(wrong)
         elif run.stopping:
-            self._finish("")
+            self.finish()
         else:
-            self._send()
+            self._run.ready(self)
 
     def _verify(self) -> str:
         self._body_bytes = self._need - self._body_at
         head, body = bytes(self._view[: self._body_at]), bytes(self._view[self._body_at : self._need])
         return self._run.job.verify(head, body)
 
-    def _finish(self, wrong: str) -> None:
+    def finish(self, wrong: str = "") -> None:
         if self._finished:
             return
         self._finished = True
@@ -216,6 +249,8 @@ async def _drive(job: Job) -> Sample:
     window_end_s = job.window.warmup_s + job.window.seconds
     loop.call_later(job.window.warmup_s, run.begin)
     loop.call_later(window_end_s, run.end)
+    if job.rate:
+        run.tick()
     try:
         await asyncio.wait_for(run.done, window_end_s + job.grace_s)
     except asyncio.TimeoutError:

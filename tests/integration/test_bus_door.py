@@ -20,6 +20,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from mesh import subjects
+from mesh.messages import Load
 from mesh.nats_server import NatsServer
 from tests import onnx_models
 from tests.integration import doors
@@ -124,6 +125,14 @@ async def test_a_nodes_own_subject(mesh: Mesh) -> None:
     assert (headers["mesh-node"], headers["mesh-route"]) == ("edge-1", "local")
     assert headers["mesh-load"]
     assert float(headers["mesh-time-ms"]) > 0
+    others = {"Mesh-Model": "simple", "Mesh-Model-Digest": "ab" * 32, "Mesh-Hops": "1"}
+    refused = await mesh.ask(NODE, GOOD, others)
+    assert error(refused)[:2] == (503, "digest_mismatch")
+    said = {name.lower(): value for name, value in (refused.headers or {}).items()}
+    assert Load.from_header(said["mesh-load"]).state == "ready"
+    unknown = await mesh.ask(subjects.model_infer("nobody"), GOOD)  # of an application
+    assert error(unknown)[0] == 404
+    assert "mesh-load" not in {name.lower() for name in unknown.headers or {}}
     status, code, text = error(await mesh.ask(NODE, GOOD))
     assert (status, code) == (400, "invalid_request")
     assert "Mesh-Model" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -93,6 +94,12 @@ async def test_an_agent_passes_on_what_it_does_not_hold(mesh: Mesh) -> None:
         assert (result.node, result.route, result.hops) == ("edge-1", "peer", 1)
         assert (await client.metadata("add")).name == "add"
         assert await client.models() == ["add", "simple"]
+        await until_met(two, "edge-1")
+        for name, value in {"mesh_node": "edge-1", "mesh_stay": "site"}.items():
+            assert (await client.infer("add", {"X": X}, parameters={name: value})).node == "edge-1"
+        for name, value in {"mesh_node": "edge-2", "mesh_stay": "node", "mesh_tier": "cloud"}.items():
+            with pytest.raises(NoReadyInstance, match="it may not go to those that hold it"):
+                await client.infer("add", {"X": X}, parameters={name: value})
 
 
 async def test_a_hidden_node_is_reached_over_the_bus_and_what_is_too_large_says_so(mesh: Mesh) -> None:
@@ -154,6 +161,36 @@ async def test_the_deadline_travels(mesh: Mesh) -> None:
     await until_served(mesh.router, "loop")
     with pytest.raises(DeadlineExceeded):
         await soon(mesh.client.infer("loop", {"N": np.array(ENDLESS, dtype=np.int64)}, deadline_ms=300))
+
+
+async def test_what_waits_behind_a_run_that_hangs_is_answered_by_another_node(mesh: Mesh) -> None:
+    loop = {"loop": onnx_models.loop()}
+    options = {"models": {"isolation": "device", "hang_s": 60.0}}
+    one = await mesh.agent("edge-1", holds=loop, **options)
+    await mesh.agent("edge-2", holds=loop, **options)
+    await until_met(one, "edge-2")
+    async with Client(one.address) as client:
+        for _ in range(5):  # slower than expected, so that there is time enough to be given back even on a slow machine
+            there, slow = {"mesh_node": "edge-2"}, {"N": np.array(300_000, dtype=np.int64)}
+            assert (await soon(client.infer("loop", slow, parameters=there, deadline_ms=60_000))).node == "edge-2"
+        hung = asyncio.ensure_future(client.infer("loop", {"N": np.array(ENDLESS, dtype=np.int64)}, deadline_ms=60_000))
+        await one.until_in_flight("loop", 1)
+        await asyncio.sleep(0.1)  # until it has taken too long to keep the next one ready behind it
+        result = await soon(client.infer("loop", {"N": np.array(5, dtype=np.int64)}, deadline_ms=5000))
+        assert (result.node, result["Y"].tolist()) == ("edge-2", 5)
+        assert not hung.done()
+        hung.cancel()
+        await asyncio.wait([hung])
+
+
+async def until_met(door: Door, node: str) -> None:
+    """Wait until the door's node sees the other as ready."""
+
+    async def met() -> bool:
+        rows = (await door.get("/mesh/v1/nodes")).json()["nodes"]
+        return any((row["node"], row["state"]) == (node, "ready") for row in rows)
+
+    await until(met)
 
 
 async def test_a_node_that_leaves_is_not_asked_any_more(mesh: Mesh) -> None:

@@ -1,288 +1,337 @@
-"""The balancer: cheapest tier near the best, deadlines, fairness among equals, and which model is meant."""
+"""The rule: cheapest tier near the best, deadlines and errors, shedding, recall.
+
+Not here: the prediction (``test_estimator``), other rules (``test_rules``), which model is meant (``test_resolve``).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 from random import Random
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
-from mesh.balancer import OURS, Decision, Policy, decide, resolve
-from mesh.estimator import Ask, Candidate, Dispatches, Link
-from mesh.messages import ModelLoad
-from mesh.values import ModelRef
-from tests.builders import (
-    DIGEST,
-    OTHER_DIGEST,
-    a_candidate,
-    a_cloud,
-    a_local,
-    a_model_load,
-    an_ask,
-    an_identity,
-)
+from mesh.balancer import COST, OURS, Decision, Policy, decide
+from mesh.estimator import Ask, estimate
+from mesh.link import LAN, WAN, Link, Prior
+from mesh.outlook import SUSPECT_MS, Outlook, Sent
+from mesh.values import Route
 
-property_test = settings(deadline=None, max_examples=150, database=None, suppress_health_check=[HealthCheck.too_slow])
-COST = {"local": 0, "peer": 1, "cloud": 2}
+property_test = settings(deadline=None, max_examples=200, database=None, suppress_health_check=[HealthCheck.too_slow])
+NOW = 1000.0
+MODEL = "resnet"
 
 
-def chosen(*candidates: Candidate, left_ms: float = 10_000.0, nbytes: int = 1024, seed: int = 1) -> Decision:
-    return decide(an_ask(left_ms, nbytes), candidates, 0.0, Random(seed))
+class Node(NamedTuple):
+    """An idle peer on the LAN, just heard."""
+
+    name: str = "peer"
+    route: Route = "peer"
+    service_ms: float = 5.0
+    wait_ms: float = 0.0
+    rtt_ms: float = 1.0
+    bytes_per_ms: float = LAN.bytes_per_ms
+    sigma_ms: float = 0.0
+    penalty: float = 0.0
+
+
+HERE = Node("here", "local")
+PEER = Node()
+CLOUD = Node("cloud", "cloud", rtt_ms=WAN.rtt_ms, bytes_per_ms=WAN.bytes_per_ms)
+
+
+def an_outlook(*nodes: Node) -> Outlook:
+    outlook = Outlook(2)
+    for node in nodes:
+        link = None if node.route == "local" else Link(Prior(node.rtt_ms, node.bytes_per_ms))
+        at = outlook.slot(node.name, COST[node.route], link)
+        outlook.wire(at, NOW)
+        outlook.hear(at, NOW, node.wait_ms, ())
+        outlook.told(at, MODEL, node.service_ms, node.service_ms)
+        outlook.penalty[at], outlook.sigma[at] = node.penalty, node.sigma_ms
+    return outlook
+
+
+def an_ask(left_ms: float = 10_000.0, nbytes: int = 1024, priority: int = 0, given_ms: float = 0.0) -> Ask:
+    return Ask(MODEL, left_ms, given_ms or max(left_ms, 0.0), nbytes, 0, priority)
+
+
+def chosen(*nodes: Node, left_ms: float = 10_000.0, nbytes: int = 1024, priority: int = 0, seed: int = 1) -> Decision:
+    return decide(an_ask(left_ms, nbytes, priority), an_outlook(*nodes), NOW, Random(seed))
 
 
 def test_nobody_to_ask() -> None:
-    decision = chosen()
-    assert (decision.node, decision.reason, list(decision.considered)) == (None, "no candidates", [])
+    for decision in (chosen(), chosen(HERE._replace(service_ms=inf)), chosen(PEER._replace(penalty=inf))):
+        assert (decision.slot, decision.node, decision.reason) == (None, None, "no candidates")
+        assert (decision.considered, decision.recall_ms, decision.wait_ms) == ([], 0.0, 0.0)
 
 
-def test_a_single_local_candidate_runs_here() -> None:
-    decision = chosen(a_local(service_ms=5.0))
-    assert (decision.node, decision.path, decision.route) == ("here", "local", "local")
-    assert decision.predicted_ms == pytest.approx(5.1)
+def test_a_single_node_is_taken_whatever_it_needs() -> None:
+    decision = chosen(HERE)
+    assert (decision.node, decision.reason) == ("here", "local is the cheapest tier near the best")
+    assert decision.estimate.total_ms == pytest.approx(5.1)
+    assert chosen(CLOUD._replace(wait_ms=1e5), left_ms=10.0).node == "cloud"
 
 
-def test_idle_everywhere_stays_local() -> None:
-    assert chosen(a_cloud(), a_candidate(), a_local()).node == "here"
+def test_idle_everywhere_stays_here() -> None:
+    assert chosen(CLOUD, PEER, HERE).node == "here"
 
 
 def test_without_a_local_copy_the_peer_comes_before_the_cloud() -> None:
-    near_cloud = a_cloud(link=Link.lan(), service_ms=4.0)
-    assert chosen(near_cloud, a_candidate("n1", service_ms=5.0)).node == "n1"
+    assert chosen(CLOUD._replace(rtt_ms=1.0, service_ms=4.0), PEER).node == "peer"
 
 
-def test_a_local_queue_worth_a_hop_goes_to_the_peer() -> None:
-    queued = a_local(wait_ms=20.0)
-    assert chosen(queued, a_candidate("n1"), a_cloud()).node == "n1"
-    assert chosen(replace(queued, wait_ms=2.0), a_candidate("n1"), a_cloud()).node == "here"
+def test_a_queue_here_that_is_worth_a_hop_goes_to_the_peer() -> None:
+    assert chosen(HERE._replace(wait_ms=20.0), PEER, CLOUD).node == "peer"
+    assert chosen(HERE._replace(wait_ms=2.0), PEER, CLOUD).node == "here"
 
 
 def test_a_busy_site_goes_to_the_cloud() -> None:
-    assert chosen(a_local(wait_ms=90.0), a_candidate(wait_ms=80.0), a_cloud()).node == "cloud"
+    assert chosen(HERE._replace(wait_ms=90.0), PEER._replace(wait_ms=80.0), CLOUD).node == "cloud"
 
 
 def test_a_default_deadline_of_ten_seconds_does_not_hold_requests_in_a_queue() -> None:
-    """A tenth of the budget alone would let this wait 900 ms for nothing."""
-    assert chosen(a_local(wait_ms=900.0), a_candidate("n1"), left_ms=10_000.0).node == "n1"
+    """A share of the time given alone would let this wait for half a second."""
+    assert chosen(HERE._replace(wait_ms=400.0), PEER, left_ms=10_000.0).node == "peer"
 
 
-def test_a_tight_deadline_narrows_the_band_to_a_tenth_of_it() -> None:
-    slow, fast = a_local(service_ms=26.0), a_cloud(link=Link.lan(), service_ms=20.0)
+def test_a_tight_deadline_narrows_the_band() -> None:
+    slow, fast = HERE._replace(service_ms=26.0), CLOUD._replace(rtt_ms=1.0, service_ms=20.0)
     assert chosen(slow, fast, left_ms=1_000.0).node == "here"
-    assert chosen(slow, fast, left_ms=30.0).node == "cloud"
+    assert chosen(slow, fast, left_ms=40.0).node == "cloud"
+
+
+def test_the_dial_from_fastest_to_cheapest() -> None:
+    outlook, ask = (
+        an_outlook(HERE._replace(service_ms=26.0), CLOUD._replace(rtt_ms=1.0, service_ms=20.0)),
+        an_ask(500.0),
+    )
+
+    def at(near_budget: float) -> str | None:
+        return decide(ask, outlook, NOW, Random(1), Policy(near_budget=near_budget)).node
+
+    assert [at(share) for share in (0.0, 0.002, 0.05, 1.0)] == ["cloud", "cloud", "here", "here"]
+
+
+@pytest.mark.parametrize(
+    ("best_ms", "given_ms", "band_ms"),
+    [(100.0, 400.0, 20.0), (100.0, 1e4, 50.0), (1.0, 1e4, 2.0), (1.0, 10.0, 0.5), (5.0, 0.0, 0.0), (5.0, -9.0, 0.0)],
+)
+def test_the_band(best_ms: float, given_ms: float, band_ms: float) -> None:
+    assert OURS.band_ms(best_ms, given_ms) == pytest.approx(band_ms)
+
+
+def test_the_band_is_a_share_of_all_the_time_given_not_of_what_is_left() -> None:
+    outlook = an_outlook(HERE._replace(service_ms=30.0), CLOUD._replace(rtt_ms=1.0, service_ms=20.0))
+    assert decide(an_ask(100.0, given_ms=1000.0), outlook, NOW, Random(1)).node == "here"
+    assert decide(an_ask(100.0, given_ms=100.0), outlook, NOW, Random(1)).node == "cloud"
 
 
 def test_big_bodies_stay_off_thin_links() -> None:
-    thin, wide = a_candidate("thin", link=Link.bus()), a_candidate("wide", link=Link.lan(), wait_ms=30.0)
+    thin, wide = Node("thin", bytes_per_ms=1_000.0), Node("wide", wait_ms=30.0)
     assert chosen(thin, wide, nbytes=1_000).node == "thin"
     assert chosen(thin, wide, nbytes=1_000_000).node == "wide"
 
 
 def test_a_dearer_tier_inside_the_deadline_beats_a_cheaper_one_outside() -> None:
-    assert chosen(a_local(service_ms=21.0), a_cloud(service_ms=8.0), left_ms=20.0).node == "cloud"
+    assert chosen(HERE._replace(service_ms=21.0), CLOUD._replace(service_ms=8.0), left_ms=20.0).node == "cloud"
+
+
+def test_the_usual_error_must_fit_into_the_deadline_too() -> None:
+    sure, unsure = PEER._replace(service_ms=40.0), HERE._replace(service_ms=39.0, sigma_ms=15.0)
+    assert chosen(unsure, sure, left_ms=100.0).node == "here"
+    assert chosen(unsure, sure, left_ms=50.0).node == "peer"
+
+
+def test_where_errors_near_the_best_are_too_large_the_best_of_the_sure_ones_is_taken() -> None:
+    """Far beyond the band, but in time: better than most likely too late."""
+    unsure = [HERE._replace(sigma_ms=90.0), PEER._replace(sigma_ms=90.0)]
+    sure = [Node("n1", "cloud", 60.0), Node("n2", "cloud", 50.0), Node("n3", "peer", 55.0), Node("n4", "peer", 99.5)]
+    decision = chosen(*unsure, *sure, left_ms=90.0)
+    assert (decision.node, decision.reason) == ("n2", "cloud is the cheapest tier near the best")
+    why = {each.node: (each.feasible, each.why) for each in decision.considered}
+    assert why["here"] == (False, "5.1 ms past the deadline")
+    assert why["n3"] == (True, "0.5 ms beyond the near-best")
+    assert chosen(*unsure, sure[3], left_ms=90.0).reason == "no candidate inside the deadline"
 
 
 def test_nobody_inside_the_deadline_takes_the_best_all_the_same() -> None:
-    decision = chosen(a_local(wait_ms=500.0), a_candidate("n1", wait_ms=300.0), left_ms=50.0)
-    assert (decision.node, decision.reason) == ("n1", "no candidate inside the deadline")
-    assert not any(c.feasible for c in decision.considered)
-
-
-def test_an_expired_budget_still_decides() -> None:
-    assert chosen(a_local(), a_candidate(), left_ms=-5.0).node == "here"
+    decision = chosen(HERE._replace(wait_ms=500.0), PEER._replace(wait_ms=300.0), left_ms=50.0)
+    assert (decision.node, decision.reason) == ("peer", "no candidate inside the deadline")
+    assert not any(each.feasible for each in decision.considered)
+    assert chosen(HERE, PEER, left_ms=-5.0).node == "here"
 
 
 def test_suspects_are_taken_only_when_nothing_else_is_left() -> None:
-    suspect, busy = a_candidate("n1", ready=False), a_candidate("n2", wait_ms=5_000.0)
-    assert chosen(suspect, busy, left_ms=100.0).node == "n2"
+    suspect = Node("n1", penalty=SUSPECT_MS)
+    assert chosen(suspect, Node("n2", wait_ms=5_000.0), left_ms=100.0).node == "n2"
     decision = chosen(suspect)
     assert (decision.node, decision.reason) == ("n1", "only suspect nodes are left")
+    assert decision.estimate.total_ms == pytest.approx(6.02, abs=0.01)
+    assert chosen(suspect, priority=16).node == "n1", "that it is suspect is no overload"
 
 
-@pytest.mark.parametrize("state", ["LOADING", "BUILDING", "WARMING", "DRAINING", "FAILED", "QUARANTINED"])
-def test_a_model_that_is_not_ready_is_never_chosen(state: str) -> None:
-    decision = chosen(a_candidate(model=a_model_load(state=state)))  # type: ignore[arg-type]
-    assert (decision.node, decision.reason) == (None, "no candidates")
-    assert [c.why for c in decision.considered] == [f"the model is {state} there"]
+@pytest.mark.parametrize("priority", range(18))
+def test_only_what_may_be_shed_is_refused(priority: int) -> None:
+    """Far too late everywhere: a class that may be shed costs nobody any bytes, and is told when to come back."""
+    decision = chosen(HERE._replace(wait_ms=130.0), left_ms=100.0, priority=priority)
+    if priority >= OURS.shed_from:
+        assert (decision.slot, decision.reason) == (None, "it would be far too late everywhere")
+        assert decision.wait_ms == pytest.approx(35.1, abs=0.1)
+    else:
+        assert (decision.node, decision.reason) == ("here", "no candidate inside the deadline")
+    assert chosen(HERE._replace(wait_ms=120.0), left_ms=100.0, priority=priority).node == "here", "a little too late"
 
 
-def test_equal_nodes_share_the_load() -> None:
-    luck, nodes = Random(7), [a_candidate(f"n{i}") for i in range(8)]
-    count = Counter(decide(an_ask(), nodes, 0.0, luck).node for _ in range(4000))
+def test_nodes_that_are_as_good_as_each_other_share_the_load() -> None:
+    luck, outlook = Random(7), an_outlook(*[Node(f"n{i}") for i in range(8)])
+    count = Counter(decide(an_ask(), outlook, NOW, luck).node for _ in range(4000))
     assert len(count) == 8
-    assert max(count.values()) < 1.25 * min(count.values())
-
-
-def test_equally_hopeless_nodes_share_the_load() -> None:
-    luck, nodes = Random(7), [a_candidate(f"n{i}") for i in range(4)]
-    count = Counter(decide(an_ask(1.0), nodes, 0.0, luck).node for _ in range(2000))
-    assert min(count.values()) > 400
+    assert max(count.values()) < 1.3 * min(count.values())
 
 
 def test_a_burst_between_two_reports_spreads_by_speed() -> None:
     """One router, no news: what it sent itself is all it knows, and it is enough to load nodes by their speed."""
-    sent, luck, speeds = Dispatches(), Random(3), {"slow": 20.0, "middle": 10.0, "fast": 5.0}
+    nodes = [Node("slow", service_ms=20.0), Node("middle", service_ms=10.0), Node("fast", service_ms=5.0)]
+    outlook, luck = an_outlook(*nodes), Random(3)
     count: Counter[str] = Counter()
     for _ in range(210):
-        nodes = [a_candidate(n, service_ms=ms, own_ms=sent.since(n, 0.0)) for n, ms in speeds.items()]
-        node = decide(an_ask(), nodes, 0.0, luck).node
-        assert node is not None
-        sent.add(node, speeds[node], 0.0)
-        count[node] += 1
-    assert count["slow"] == pytest.approx(30, abs=12)
-    assert count["middle"] == pytest.approx(60, abs=12)
-    assert count["fast"] == pytest.approx(120, abs=12)
+        slot = decide(an_ask(), outlook, NOW, luck).slot
+        assert slot is not None
+        outlook.send(slot, Sent(NOW + 0.0005, 0, NOW + 10.0, nodes[slot].service_ms))
+        count[nodes[slot].name] += 1
+    assert [count[node.name] for node in nodes] == pytest.approx([30, 60, 120], abs=6)
 
 
-def test_a_node_that_never_ran_the_model_is_taken_for_the_median_of_the_others() -> None:
-    known = [a_candidate(f"n{i}", service_ms=ms) for i, ms in enumerate((2.0, 30.0, 4.0))]
-    decision = chosen(*known, a_candidate("new", service_ms=0.0))
-    assert [c.estimate.service_ms for c in decision.considered] == [2.0, 30.0, 4.0, 4.0]
-    alone = decide(an_ask(), [a_local(service_ms=0.0)], 0.0, Random(1), Policy(service_ms=25.0))
-    assert alone.predicted_ms == pytest.approx(25.1)
+def test_without_some_slots() -> None:
+    outlook = an_outlook(HERE, PEER, CLOUD)
+    assert decide(an_ask(), outlook, NOW, Random(1), without=[0]).node == "peer"
+    assert decide(an_ask(), outlook, NOW, Random(1), without=[0, 1, 1, 0]).node == "cloud"
+    assert decide(an_ask(), outlook, NOW, Random(1), without=range(3)).slot is None
+    assert decide(an_ask(), outlook, NOW, Random(1)).node == "here", "the outlook itself is not changed"
+
+
+def test_recall_is_what_the_best_other_needs_from_when_it_is_given_back() -> None:
+    decision = chosen(PEER._replace(rtt_ms=8.0), CLOUD._replace(sigma_ms=3.0), Node("n2", "cloud", 90.0), nbytes=0)
+    assert decision.node == "peer"
+    assert decision.recall_ms == pytest.approx(10.0 + 5.0 + 3.0 + 4.0)
+    assert chosen(HERE, CLOUD, nbytes=0).recall_ms == pytest.approx(15.05)
+
+
+@pytest.mark.parametrize(
+    "others", [[], [CLOUD._replace(penalty=SUSPECT_MS)], [CLOUD._replace(penalty=inf)], [CLOUD._replace(wait_ms=99.0)],
+               [CLOUD._replace(sigma_ms=86.0)]],
+    ids=["none", "suspect", "out", "busy", "unsure"],
+)  # fmt: skip
+def test_without_another_that_is_in_time_nothing_is_recalled(others: list[Node]) -> None:
+    assert chosen(HERE, *others, left_ms=100.0).recall_ms == 0.0
 
 
 def test_a_decision_explains_every_candidate_as_it_was() -> None:
-    link = Link.lan()
-    decision = chosen(
-        a_local(wait_ms=500.0),
-        a_candidate("near", link=link),
-        a_candidate("late", wait_ms=200.0),
-        a_candidate("doubted", ready=False),
-        a_candidate("loading", model=a_model_load(state="LOADING")),
-        a_cloud(link=Link.lan()),
-        left_ms=400.0,
-    )
-    link.sent(10**9, 0.0)
-    assert [(c.node, c.why) for c in decision.considered] == [
+    outlook = an_outlook(
+        HERE._replace(wait_ms=500.0), Node("near"), Node("late", wait_ms=200.0), Node("doubted", penalty=SUSPECT_MS),
+        Node("gone", penalty=inf), CLOUD._replace(rtt_ms=1.0), Node("twin", service_ms=5.4),
+    )  # fmt: skip
+    decision = decide(an_ask(400.0), outlook, NOW, Random(1))
+    outlook.hear(1, NOW, 1e6, ())
+    outlook.bias[:] = 99.0
+    assert [(each.node, each.why) for each in decision.considered] == [
         ("here", "105.1 ms past the deadline"),
         ("near", "chosen"),
-        ("late", "196.9 ms beyond the near-best"),
+        ("late", "196.5 ms beyond the near-best"),
         ("doubted", "suspect"),
-        ("loading", "the model is LOADING there"),
         ("cloud", "a dearer tier"),
+        ("twin", "not the best of its tier"),
     ]
     assert decision.reason == "peer is the cheapest tier near the best"
-    assert decision.considered[1].estimate.total_ms == pytest.approx(decision.predicted_ms)
-    assert [c.node for c in decision.considered[:2]] == ["here", "near"]
-    assert (decision.considered[0].feasible, decision.considered[1].feasible) == (False, True)
+    assert decision.considered[1].estimate == decision.estimate
+    assert decision.estimate.total_ms == pytest.approx(6.02, abs=0.01)
 
 
-def test_of_two_near_the_best_one_is_not_drawn() -> None:
-    decision = chosen(a_candidate("n1"), a_candidate("n2"))
-    assert sorted(c.why for c in decision.considered) == ["chosen", "not drawn"]
-
-
-candidates = st.builds(
-    lambda make, i, **fields: make(f"n{i}", **fields),
-    st.sampled_from([a_local, a_candidate, a_cloud]),
-    st.integers(0, 30),
-    ready=st.booleans(),
-    model=st.builds(
-        a_model_load, state=st.sampled_from(["READY", "READY", "READY", "LOADING"]), service_ms=st.floats(0, 200)
+nodes_drawn = st.lists(
+    st.builds(
+        Node,
+        st.just(""),
+        st.sampled_from(["local", "peer", "cloud"]),
+        st.sampled_from([0.1, 5.0, 6.0, 80.0, inf]),
+        st.one_of(st.sampled_from([0.0, 40.0]), st.floats(0, 2_000)),
+        st.sampled_from([1.0, 40.0]),
+        st.sampled_from([1_000.0, 50_000.0]),
+        st.sampled_from([0.0, 5.0, 500.0]),
+        st.sampled_from([0.0, 0.0, 0.0, SUSPECT_MS, inf]),
     ),
-    wait_ms=st.floats(0, 500),
-    own_ms=st.floats(0, 100),
-    heard_at=st.floats(-2, 0),
+    max_size=12,
+).map(lambda found: [node._replace(name=f"n{at}") for at, node in enumerate(found)])
+asks = st.builds(
+    an_ask, st.floats(-10, 20_000), st.integers(0, 10**6), st.integers(0, 17), st.sampled_from([0.0, 500.0])
 )
-asks = st.builds(an_ask, st.floats(-10, 20_000), st.integers(0, 10**7))
-fields_of_candidates = st.lists(candidates, max_size=12, unique_by=lambda c: c.node)
+without_drawn = st.lists(st.integers(0, 11), max_size=4)
 
 
 @property_test
-@given(asks, fields_of_candidates, st.integers(0, 2**32))
-def test_the_rule(ask: Ask, field: list[Candidate], seed: int) -> None:
+@given(asks, nodes_drawn, without_drawn, st.integers(0, 2**32))
+def test_the_rule(ask: Ask, nodes: list[Node], without: list[int], seed: int) -> None:
     """The promises of decide, restated without its code, on any field of candidates."""
-    decision = decide(ask, field, 0.0, Random(seed))
-    considered = {c.node: c for c in decision.considered}
-    serving = [c for c in field if c.model.state == "READY"]
-    pool = [c for c in serving if c.ready] or serving
-    assert list(considered) == [c.node for c in field]
-    if not pool:
-        assert decision.node is None
+    outlook, without = an_outlook(*nodes), [slot for slot in without if slot < len(nodes)]
+    decision = decide(ask, outlook, NOW, Random(seed), without=without)
+    usable = {s for s, node in enumerate(nodes) if node.penalty + node.service_ms < inf and s not in without}
+    pool = {slot for slot in usable if nodes[slot].penalty == 0.0} or usable
+    assert {each.node for each in decision.considered} == {f"n{slot}" for slot in usable}
+    predicted = estimate(outlook, ask, NOW)
+    total = {slot: predicted.at(slot).total_ms for slot in usable}
+    feasible = {slot for slot in pool if total[slot] + nodes[slot].penalty + nodes[slot].sigma_ms <= ask.left_ms}
+    if decision.slot is None:
+        if usable:
+            assert ask.priority >= OURS.shed_from
+            assert not feasible
+            assert decision.wait_ms == pytest.approx(min(total[slot] for slot in pool) - ask.left_ms)
+            assert min(total[slot] for slot in pool) > OURS.shed_ratio * ask.left_ms
         return
-    totals = {c.node: considered[c.node].estimate.total_ms for c in pool}
-    assert decision.node in totals
-    assert decision.predicted_ms == pytest.approx(totals[decision.node])
-    best = min(totals.values())
-    if best > ask.left_ms:
-        assert totals[decision.node] == best
-        assert decision.reason == "no candidate inside the deadline"
+    assert decision.slot in pool
+    assert decision.estimate.total_ms == total[decision.slot]
+    if not feasible:
+        assert total[decision.slot] == pytest.approx(min(total[slot] for slot in pool))
+        assert decision.reason in ("no candidate inside the deadline", "only suspect nodes are left")
         return
-    band = OURS.band_ms(best, ask.left_ms)
-    assert 0 <= band <= 0.1 * ask.left_ms
-    near = [c for c in pool if totals[c.node] <= min(best + band, ask.left_ms)]
-    assert decision.node in [c.node for c in near]
-    assert COST[decision.route] == min(COST[c.route] for c in near)
-    tier = sorted(totals[c.node] for c in near if c.route == decision.route)
-    assert len(tier) == 1 or totals[decision.node] < tier[-1] or tier[-2] == tier[-1]
+    best = min(total[slot] for slot in feasible)
+    band = OURS.band_ms(best, ask.given_ms)
+    assert decision.slot in feasible
+    assert total[decision.slot] <= best + band + 1e-6
+    assert not [s for s in feasible if cost(nodes[s]) < cost(nodes[decision.slot]) and total[s] < best - 1e-6]
+    same = [total[slot] for slot in feasible if cost(nodes[slot]) == cost(nodes[decision.slot])]
+    assert total[decision.slot] <= min(same) + 1e-6, "of its tier the best"
+    cheapest = min(pool, key=lambda slot: total[slot])
+    if cheapest in feasible:
+        near = [slot for slot in feasible if total[slot] <= best + band - 1e-6]
+        assert cost(nodes[decision.slot]) == min(cost(nodes[slot]) for slot in [*near, decision.slot])
+
+
+def cost(node: Node) -> float:
+    return COST[node.route]
 
 
 @property_test
-@given(asks, fields_of_candidates, st.integers(0, 2**32))
-def test_the_same_seed_decides_the_same(ask: Ask, field: list[Candidate], seed: int) -> None:
-    one, other = (decide(ask, field, 0.0, Random(seed)) for _ in range(2))
-    assert one == other
-
-
-def held(*loads: ModelLoad) -> list[tuple[str, ModelLoad]]:
-    return [(f"n{i}", load) for i, load in enumerate(loads)]
-
-
-def test_a_model_nobody_holds_is_not_resolved() -> None:
-    assert resolve(ModelRef("resnet"), held(a_model_load("bert")), None) is None
-    assert resolve(ModelRef("resnet", "3"), held(a_model_load(version="1")), an_identity(version="2")) is None
-
-
-def test_this_box_answers_with_its_own_model_whatever_neighbours_hold() -> None:
-    others = held(a_model_load(version="9"), *[a_model_load(digest=OTHER_DIGEST)] * 3)
-    assert resolve(ModelRef("resnet"), others, an_identity()) == an_identity()
-    assert resolve(ModelRef("resnet", "1"), others, an_identity()) == an_identity()
-    assert resolve(ModelRef("resnet", "9"), others, an_identity()) == an_identity(version="9")
-
-
-def test_the_default_version_is_the_highest_number() -> None:
-    versions = ["2", "10", "009", "beta", "9" * 5000]
-    loads = [a_model_load(version=version) for version in versions]
-    assert resolve(ModelRef("resnet"), held(*loads), None) == an_identity(version="9" * 5000)
-    assert resolve(ModelRef("resnet"), held(*loads[:4]), None) == an_identity(version="10")
-    assert resolve(ModelRef("resnet"), held(loads[3]), None) == an_identity(version="beta")
-
-
-def test_of_two_digests_the_one_most_nodes_hold() -> None:
-    one, other = a_model_load(digest=DIGEST), a_model_load(digest=OTHER_DIGEST)
-    assert resolve(ModelRef("resnet"), held(one, other, other), None) == an_identity(digest=OTHER_DIGEST)
-    assert resolve(ModelRef("resnet"), held(other, one), None) == an_identity(digest=DIGEST)
-    assert resolve(ModelRef("resnet"), [("n1", other), ("n1", other), ("n2", one)], None) == an_identity()
-
-
-def test_a_version_still_loading_is_not_the_default_while_another_is_ready() -> None:
-    loading = a_model_load(version="2", state="LOADING")
-    assert resolve(ModelRef("resnet"), held(loading, a_model_load()), None) == an_identity()
-    assert resolve(ModelRef("resnet"), held(loading), None) == an_identity(version="2")
+@given(asks, nodes_drawn, st.integers(0, 2**32))
+def test_the_same_seed_decides_the_same(ask: Ask, nodes: list[Node], seed: int) -> None:
+    one, other = (decide(ask, an_outlook(*nodes), NOW, Random(seed)) for _ in range(2))
+    assert (one.slot, one.reason, one.recall_ms, one.wait_ms) == (
+        other.slot,
+        other.reason,
+        other.recall_ms,
+        other.wait_ms,
+    )
+    assert one.considered == other.considered
 
 
 @property_test
-@given(
-    st.lists(
-        st.builds(
-            a_model_load,
-            version=st.sampled_from(["1", "2", "10", "x"]),
-            digest=st.sampled_from([DIGEST, OTHER_DIGEST]),
-            state=st.sampled_from(["READY", "LOADING"]),
-        ),
-        max_size=8,
-    ),
-    st.integers(0, 2**32),
-)
-def test_resolving_depends_on_no_order(loads: list[ModelLoad], seed: int) -> None:
-    views = held(*loads)
-    shuffled = list(views)
-    Random(seed).shuffle(shuffled)
-    found = resolve(ModelRef("resnet"), views, None)
-    assert found == resolve(ModelRef("resnet"), shuffled, None)
-    assert (found is None) == (not loads)
-    if found is not None:
-        assert found in [load.identity for load in loads]
+@given(asks, nodes_drawn, st.integers(0, 2**32))
+def test_recall_needs_another_in_time(ask: Ask, nodes: list[Node], seed: int) -> None:
+    decision = decide(ask, an_outlook(*nodes), NOW, Random(seed))
+    others = [each for each in decision.considered if each.node != decision.node]
+    needs = [each.estimate.total_ms + each.estimate.sigma_ms for each in others if each.why != "suspect"]
+    in_time = [ms for ms in needs if ms <= ask.left_ms]
+    assert (decision.recall_ms > 0.0) == (decision.slot is not None and bool(in_time))
+    assert decision.recall_ms == 0.0 or decision.recall_ms >= min(in_time)

@@ -12,13 +12,13 @@ import pytest
 
 from mesh import hop
 from mesh.dataplane import Dataplane, Identity
-from mesh.errors import DeadlineExceeded, DigestMismatch, Draining, InvalidRequest, ModelNotFound
+from mesh.errors import DeadlineExceeded, DigestMismatch, Draining, InvalidRequest, MeshError, ModelNotFound, Overloaded
 from mesh.heartbeat import Reporter
 from mesh.messages import ModelLoad
 from mesh.oip.wire import Limits
 from mesh.trust import Trust
 from mesh.values import ModelRef
-from tests.builders import DIGEST, OTHER_DIGEST, a_model_load, a_report
+from tests.builders import DIGEST, OTHER_DIGEST, a_load, a_model_load, a_report
 from tests.fakes import a_request, until
 from tests.nats import soon
 from tests.routing import ME, Routing
@@ -43,7 +43,7 @@ async def serving(*held: ModelLoad, deadline_ms: float = 60_000.0) -> AsyncItera
                 router=routing.router,
                 view=routing.view,
                 trust=Trust("demo", ME, 1, None),
-                reporter=Reporter(a_report(ME, seq=0), models=lambda: tuple(held), wait_ms=routing.models.wait_ms),
+                reporter=Reporter(a_report(ME, seq=0), models=lambda: tuple(held), work=routing.models.work),
                 still_coming=lambda: tuple(coming),
                 deadline_ms=deadline_ms,
                 limits=Limits(),
@@ -112,6 +112,67 @@ async def test_what_was_answered_elsewhere_says_nothing_of_our_load() -> None:
         await doors.routing.peer("peer")
         reply = await doors.dataplane.infer(a_request(), time.monotonic(), None, want_load=True)
         assert (reply.node, reply.load) == ("peer", None)
+
+
+async def refused(
+    doors: Doors, model: str = "resnet", headers: dict[str, str] | None = None, *, want_load: bool = True
+) -> MeshError:
+    with pytest.raises(MeshError) as caught:
+        await doors.dataplane.infer(a_request(model), time.monotonic(), headers, want_load=want_load)
+    return caught.value
+
+
+async def test_an_error_says_how_busy_the_node_is_to_who_wants_to_know() -> None:
+    async with serving(a_model_load(in_flight=3)) as doors:
+        models = doors.routing.models
+        models.outcome, models.waiting_ms = Overloaded("full", retry_after_s=1.0), 800.0
+        error = await refused(doors)
+        assert isinstance(error, Overloaded)
+        assert error.load is not None
+        assert (error.load.wait_ms, error.load.in_flight, error.load.service_ms) == (800.0, 3, 5.0)
+        assert (await refused(doors, want_load=False)).load is None
+        unknown = await refused(doors, "nobody")
+        assert isinstance(unknown, ModelNotFound)
+        assert unknown.load is not None
+        assert (unknown.load.wait_ms, unknown.load.in_flight) == (800.0, 0)
+        doors.dataplane.serving = False
+        leaving = await refused(doors, headers=HOP)
+        assert isinstance(leaving, Draining)
+        assert leaving.load is not None
+
+
+async def test_an_error_that_was_passed_on_says_how_busy_the_one_who_passed_it_on_is() -> None:
+    for held, expected in (((), None), ((a_model_load("other"),), 5.0)):
+        async with serving(*held) as doors:
+            doors.routing.models.waiting_ms = 5.0
+            if not held:
+                doors.routing.view.local = None
+            await doors.routing.peer("peer")
+            theirs = doors.routing.lan.outcomes["peer"] = Overloaded("full")
+            theirs.load = a_load(wait_ms=999.0)
+            error = await refused(doors)
+            assert isinstance(error, Overloaded)
+            assert (error.load.wait_ms if error.load else None) == expected
+
+
+async def test_a_proven_callers_load_is_heard_and_an_applications_is_not() -> None:
+    async with serving(a_model_load()) as doors:
+        await doors.routing.peer("peer")
+        said = a_load(seq=10_000, wait_ms=321.0, in_flight=9).header()
+        request, headers = a_request(), HOP | {hop.VISITED: "first,peer", hop.LOAD: said}
+        request.version = "1"
+        await doors.dataplane.infer(request, time.monotonic(), None, want_load=False)
+        assert doors.routing.view_of("peer").report.wait_ms == 0.0
+        await doors.dataplane.infer(request, time.monotonic(), headers | {hop.LOAD: "x"}, want_load=False)
+        assert doors.routing.view_of("peer").report.wait_ms == 0.0
+        await doors.dataplane.infer(request, time.monotonic(), headers, want_load=False)
+        view = doors.routing.view_of("peer")
+        assert (view.report.wait_ms, view.models[0].in_flight) == (321.0, 9)
+        doors.routing.models.outcome = Overloaded("full")
+        louder = headers | {hop.LOAD: a_load(seq=10_001, wait_ms=654.0).header()}
+        with pytest.raises(MeshError):  # heard even where the request itself is refused
+            await doors.dataplane.infer(request, time.monotonic(), louder, want_load=True)
+        assert doors.routing.view_of("peer").report.wait_ms == 654.0
 
 
 async def test_leaving_refuses_neighbours_and_waits_for_what_is_in_flight() -> None:

@@ -1,210 +1,236 @@
-"""The estimator: what a link learns, how a reported wait ages, monotonicity of the prediction, own dispatches."""
+"""When a node would answer: the parts of a prediction, who goes first, and what must never come out.
+
+Not here: how the columns are kept (``test_outlook``), which node is taken (``test_balancer``).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
+from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec import structs
 
-from mesh.estimator import BUS, FADE_S, LAN, LOCAL_MS, MAX_BYTES_PER_MS, Ask, Dispatches, Estimate, Link, estimate
-from tests.builders import a_candidate, a_local, a_model_load, an_ask
+from mesh.estimator import STALE_MS, Ask, Estimate, estimate
+from mesh.link import LAN, WAN, Link, Prior
+from mesh.messages import EDGES_MS, Queued
+from mesh.outlook import BINS, CLASSES, LOCAL_MS, SUSPECT_MS, Outlook, Sent
 
 property_test = settings(deadline=None, max_examples=150, database=None, suppress_health_check=[HealthCheck.too_slow])
-MEGABYTE = 1_000_000
+NOW = 1000.0
+MODEL = "resnet"
 
 
-def carry(link: Link, nbytes: int, bytes_per_ms: float, rtt_ms: float, now: float) -> None:
-    """One request over a link that really has this bandwidth and round trip."""
-    ahead = link.sent(nbytes, now)
-    elapsed_ms = rtt_ms + nbytes / bytes_per_ms + 20.0
-    link.answered(nbytes, 100, elapsed_ms, 20.0, now + elapsed_ms / 1e3, ahead)
+def an_ask(left_ms: float = 1000.0, nbytes: int = 0, reply_bytes: int = 0, priority: int = 0) -> Ask:
+    return Ask(MODEL, left_ms, 1000.0, nbytes, reply_bytes, priority)
 
 
-def test_priors_per_kind() -> None:
-    assert Link.lan().network_ms(50_000, 0, 0.0) == pytest.approx(1.0 + 1.0)
-    assert Link.bus().network_ms(62_500, 6_250, 0.0) == pytest.approx(10.0 + 10.0 + 1.0)
+def an_outlook(
+    link: Link | None = None, wait_ms: float = 0.0, queued: Queued = (), service_ms: float = 5.0, age_s: float = 0.0
+) -> Outlook:
+    """One node, in slot 0: this very process unless it has a link."""
+    outlook = Outlook(1)
+    outlook.slot("n0", 0.0, link)
+    outlook.wire(0, NOW)
+    outlook.hear(0, NOW - age_s, wait_ms, queued)
+    outlook.told(0, MODEL, service_ms, service_ms)
+    outlook.penalty[0] = 0.0
+    return outlook
 
 
-def test_the_first_ping_replaces_the_prior_and_later_ones_smooth() -> None:
-    link = Link.lan()
-    link.pinged(40.0, 1.0)
-    assert (link.rtt_ms, link.rttvar_ms) == (40.0, 20.0)
-    link.pinged(48.0, 2.0)
-    assert (link.rtt_ms, link.rttvar_ms) == (41.0, 17.0)
+def predicted(outlook: Outlook, ask: Ask | None = None, now: float = NOW) -> Estimate:
+    return estimate(outlook, ask or an_ask(), now).at(0)
 
 
-def test_small_requests_teach_the_round_trip_without_the_server_time() -> None:
-    link = Link.lan()
-    for at in range(100):
-        link.sent(100, float(at))
-        link.answered(100, 200, elapsed_ms=130.0, server_ms=100.0, now=at + 0.13)
-    assert link.rtt_ms == pytest.approx(30.0, rel=0.01)
-    assert (link.up_bytes_per_ms, link.queued_bytes) == (LAN.bytes_per_ms, 0)
+def waits(queued: Queued, left_ms: float, priority: int = 0) -> float:
+    """Of a request at an idle node with so much queued, without the time under way."""
+    wait_ms = sum(sum(bins) for _, bins in queued)
+    return predicted(an_outlook(None, wait_ms, queued), an_ask(left_ms, priority=priority)).wait_ms + LOCAL_MS / 2
 
 
-def test_large_requests_teach_the_bandwidth_they_met() -> None:
-    link = Link.bus()
-    link.pinged(40.0, 0.0)
-    for at in range(8):
-        carry(link, MEGABYTE, 1_000.0, 40.0, float(at))
-    assert link.up_bytes_per_ms == pytest.approx(1_000.0, rel=0.25)
-    assert link.down_bytes_per_ms == BUS.bytes_per_ms
-    assert link.rtt_ms == 40.0
+def test_the_parts_add_up() -> None:
+    outlook = an_outlook(Link(WAN), 50.0)
+    outlook.residuals[0].learn(147.0, 47.0, 1000.0, NOW)
+    outlook.learned(0, NOW)
+    found = predicted(outlook, an_ask(nbytes=62_500, reply_bytes=6_250))
+    assert found == pytest.approx((10.0 + 10.0 + 1.0, 50.0 - 5.0 - 10.0, 5.0, 5.0, 5.0))
+    assert found.total_ms == pytest.approx(21.0 + 35.0 + 5.0 + 5.0)
 
 
-def test_large_replies_teach_the_way_back() -> None:
-    link = Link.lan()
-    for at in range(8):
-        link.sent(100, float(at))
-        link.answered(100, MEGABYTE, elapsed_ms=1_001.0, server_ms=0.0, now=at + 1.0)
-    assert link.down_bytes_per_ms == pytest.approx(1_000.0, rel=0.25)
-    assert link.up_bytes_per_ms == LAN.bytes_per_ms
+def test_here_nothing_is_carried() -> None:
+    assert predicted(an_outlook(), an_ask(nbytes=10**9, reply_bytes=10**9)) == pytest.approx((LOCAL_MS, 0.0, 5.0, 0, 0))
 
 
-def test_slowness_is_believed_sooner_than_speed() -> None:
-    slower, faster = Link.bus(), Link.bus()
-    carry(slower, MEGABYTE, BUS.bytes_per_ms / 4, BUS.rtt_ms, 0.0)
-    carry(faster, MEGABYTE, BUS.bytes_per_ms * 4, BUS.rtt_ms, 0.0)
-    assert slower.up_bytes_per_ms == pytest.approx(BUS.bytes_per_ms * (1 - 0.5 * 3 / 4), rel=0.001)
-    assert faster.up_bytes_per_ms == pytest.approx(BUS.bytes_per_ms * (1 + 0.1 * 3), rel=0.001)
+def test_work_drains_with_the_age_of_the_report_and_on_the_way_there() -> None:
+    outlook = an_outlook(Link(Prior(20.0, 1e3)), 100.0, age_s=0.04)
+    assert [predicted(outlook, now=NOW + age).wait_ms for age in (0.0, 0.01, 0.05, 1.0)] == pytest.approx(
+        [50.0, 40.0, 0.0, 0.0]
+    )
+    assert predicted(outlook, an_ask(nbytes=30_000)).wait_ms == pytest.approx(20.0), "30 ms of bytes"
 
 
-def test_requests_queued_behind_each_other_do_not_make_a_link_look_slow() -> None:
-    """Ten megabytes sent at once over a link that is as fast as its prior: each waits for those ahead of it."""
-    link, each_ms = Link.bus(), MEGABYTE / BUS.bytes_per_ms
-    aheads = [link.sent(MEGABYTE, 0.0) for _ in range(10)]
-    assert link.network_ms(MEGABYTE, 0, 0.0) == pytest.approx(BUS.rtt_ms + 11 * each_ms)
-    for place, ahead in enumerate(aheads, 1):
-        elapsed_ms = BUS.rtt_ms + place * each_ms
-        link.answered(MEGABYTE, 0, elapsed_ms, 0.0, elapsed_ms / 1e3, ahead)
-    assert link.up_bytes_per_ms == pytest.approx(BUS.bytes_per_ms)
-    assert link.queued_bytes == 0
+def test_higher_classes_go_first() -> None:
+    queued = ((1, (10.0,)), (3, (20.0,)), (CLASSES, (40.0,)))
+    assert [waits(queued, 1e5, priority) for priority in (1, 2, 3, 4, CLASSES, 0)] == pytest.approx(
+        [10.0, 10.0, 30.0, 30.0, 70.0, 70.0]
+    )
 
 
-def test_an_idle_link_returns_to_its_prior_but_a_busy_one_does_not() -> None:
-    link = Link.lan()
-    carry(link, MEGABYTE, 500.0, LAN.rtt_ms, 0.0)
-    learned, at = link.up_bytes_per_ms, link.updated_at
-    busy = replace(link, queued_bytes=1)
-    assert busy.network_ms(0, 0, at + 100 * FADE_S) == pytest.approx(link.rtt_ms + 1 / learned)
-    assert link.network_ms(MEGABYTE, 0, at) == pytest.approx(link.rtt_ms + MEGABYTE / learned)
-    assert link.network_ms(MEGABYTE, 0, at + 10 * FADE_S) == pytest.approx(link.rtt_ms + 20.0, rel=0.01)
-    # Using it again goes on from the faded value, not from the old one.
-    link.sent(0, at + 10 * FADE_S)
-    assert link.up_bytes_per_ms == pytest.approx(LAN.bytes_per_ms, rel=0.01)
+def test_earlier_deadlines_of_its_own_class_go_first() -> None:
+    """At an edge all bins before it count, and between two edges a straight share of the bin."""
+    queued = ((2, tuple(10.0 for _ in range(BINS))), (5, (1000.0,)))
+    for at, edge_ms in enumerate(EDGES_MS):
+        assert waits(queued, edge_ms, 2) == pytest.approx(10.0 * (at + 1))
+    assert waits(queued, 0.0, 2) == waits(queued, -5.0, 2) == pytest.approx(0.05, abs=0.06)
+    assert waits(queued, 12.5, 2) == pytest.approx(5.0)
+    assert waits(queued, 75.0, 2) == pytest.approx(25.0)
+    assert waits(queued, 2 * EDGES_MS[-1], 2) == waits(queued, 1e9, 2) == pytest.approx(90.0)
 
 
-def test_an_answer_to_nothing_noted_leaves_no_debt() -> None:
-    link = Link.lan()
-    link.answered(100, 100, elapsed_ms=2.0, server_ms=1.0, now=1.0)
-    assert link.queued_bytes == 0
+bins = st.lists(st.floats(0, 1e4), min_size=1, max_size=BINS).map(tuple)
+queued = st.dictionaries(st.integers(1, CLASSES), bins, max_size=4).map(lambda found: tuple(sorted(found.items())))
 
 
-def test_a_failed_request_leaves_the_queue_and_teaches_no_bandwidth() -> None:
-    link = Link.lan()
-    link.sent(MEGABYTE, 0.0)
-    link.failed(MEGABYTE, 1.0)
-    link.failed(MEGABYTE, 1.0)
-    assert link == replace(Link.lan(), updated_at=1.0)
+@property_test
+@given(queued, st.integers(1, CLASSES), st.floats(-100, 1e4))
+def test_the_share_of_a_bin_lies_between_the_bins(work: Queued, priority: int, left_ms: float) -> None:
+    higher = sum(sum(found) for level, found in work if level < priority)
+    own = next((found for level, found in work if level == priority), ())
+    edges = (*EDGES_MS, inf)
+    sooner = sum(ms for ms, edge in zip(own, edges, strict=False) if edge <= left_ms)
+    touched = sum(ms for ms, begin in zip(own, (-inf, *edges), strict=False) if begin < left_ms)
+    rough = 1e-6 * (1.0 + higher + sum(own))
+    assert higher + sooner - rough <= waits(work, left_ms, priority) <= max(higher + touched, LOCAL_MS / 2) + rough
+
+
+links = st.one_of(st.none(), st.builds(Link, st.builds(Prior, st.floats(0.01, 1e3), st.floats(1.0, 1e6))))
+asks = st.builds(
+    an_ask, st.floats(-100, 1e5), st.integers(0, 10**8), st.integers(0, 10**8), st.integers(0, CLASSES + 4)
+)
+
+
+@property_test
+@given(
+    ask=asks, link=links, work=queued, running=st.floats(0, 1e4), service=st.floats(0.01, 1e4),
+    age=st.floats(0, 2), error=st.floats(-1e4, 1e4), more=st.floats(0, 1e4), more_bytes=st.integers(0, 10**8),
+)  # fmt: skip
+def test_more_of_anything_never_predicts_an_earlier_answer(
+    ask: Ask, link: Link | None, work: Queued, running: float, service: float, age: float, error: float, more: float,
+    more_bytes: int,
+) -> None:  # fmt: skip
+    wait = running + sum(sum(found) for _, found in work)
+    outlook = an_outlook(link, wait, work, service, age)
+    outlook.bias[0] = error
+    base = predicted(outlook, ask)
+    rough = 1e-9 * (1.0 + abs(base.total_ms) + wait)
+
+    def total(of: Outlook, asked: Ask = ask) -> float:
+        of.bias[0] = error
+        return predicted(of, asked).total_ms + rough
+
+    assert base.total_ms + rough >= base.network_ms + base.service_ms, "faster than the way and the run"
+    assert base.wait_ms >= 0.0
+    assert total(an_outlook(link, wait + more, work, service, age)) >= base.total_ms
+    assert total(an_outlook(link, wait, work, service + more, age)) >= base.total_ms
+    later = replace(ask, left_ms=ask.left_ms - more / 100.0)
+    assert predicted(outlook, later, NOW + more / 1e5).total_ms + more / 100.0 + 1e-6 >= base.total_ms, "it waits"
+    for level in (1, ask.priority or CLASSES, CLASSES):
+        found = dict(work)
+        found[min(level, CLASSES)] = tuple(ms + more for ms in (*found.get(min(level, CLASSES), ()), 0.0))[:BINS]
+        heavier = tuple(sorted(found.items()))
+        wait_more = running + sum(sum(found) for _, found in heavier)
+        assert total(an_outlook(link, wait_more, heavier, service, age)) + 1e-6 >= base.total_ms
+    assert total(outlook, replace(ask, reply_bytes=ask.reply_bytes + more_bytes)) >= base.total_ms
+    # On its way a request loses nothing: what drains meanwhile it would have waited for.
+    assert total(outlook, replace(ask, nbytes=ask.nbytes + more_bytes)) >= base.total_ms
+    outlook.half += more / 2
+    assert total(outlook) >= base.total_ms
+    outlook.clear[:] = np.maximum(outlook.clear, NOW * 1e3 + more)
+    assert total(outlook) >= base.total_ms
+
+
+@property_test
+@given(asks, links, queued, st.floats(0, 1e4), st.floats(0, 2), st.floats(0, 1e3))
+def test_a_request_of_our_own_never_makes_the_next_one_sooner(
+    ask: Ask, link: Link | None, work: Queued, running: float, age: float, work_ms: float
+) -> None:
+    outlook = an_outlook(link, running + sum(sum(found) for _, found in work), work, age_s=age)
+    before = predicted(outlook, ask)
+    arrives_s = NOW + outlook.up_ms(0, ask.nbytes, NOW) / 1e3
+    outlook.send(0, Sent(arrives_s, 1, 0.0, work_ms))
+    after = predicted(outlook, ask)
+    rough = 1e-6 * (1.0 + before.total_ms)
+    assert before.total_ms - rough <= after.total_ms <= before.total_ms + work_ms + rough
 
 
 @property_test
 @given(
     st.lists(
         st.tuples(
-            st.integers(0, 10**8), st.integers(0, 10**8), st.floats(0, 1e5), st.floats(0, 1e5), st.floats(0, 100)
+            links, st.sampled_from([0.0, SUSPECT_MS, inf]), st.sampled_from([0.0, 3.0, 1e9, inf]), st.floats(0, 1e9),
+            st.sampled_from([0.0, 2.0, 60.0, NOW]), st.integers(0, 3), st.floats(0, 1e9),
         ),
-        max_size=20,
-    )
-)
-def test_no_history_breaks_a_link(history: list[tuple[int, int, float, float, float]]) -> None:
-    link, now = Link.bus(), 0.0
-    for sent, received, elapsed_ms, server_ms, pause in history:
-        ahead = link.sent(sent, now)
-        now += pause
-        link.answered(sent, received, elapsed_ms, server_ms, now, ahead)
-        assert 0 < link.up_bytes_per_ms <= MAX_BYTES_PER_MS
-        assert 0 < link.down_bytes_per_ms <= MAX_BYTES_PER_MS
-        assert link.rtt_ms >= 0
-        assert link.queued_bytes == 0
-
-
-def test_parts_of_a_local_prediction() -> None:
-    here = a_local(wait_ms=30.0, heard_at=2.0, own_ms=5.0, service_ms=8.0)
-    assert estimate(here, an_ask(), 2.0, 99.0) == Estimate(LOCAL_MS, 35.0, 8.0)
-    assert estimate(here, an_ask(), 2.0, 99.0).total_ms == pytest.approx(43.0 + LOCAL_MS)
-
-
-def test_a_reported_wait_drains_with_its_age_but_not_below_our_own_unfinished_work() -> None:
-    node = a_candidate(wait_ms=100.0, heard_at=10.0, own_ms=20.0)
-    waits = [estimate(node, an_ask(), 10.0 + age, 1.0).wait_ms for age in (0.0, 0.04, 0.1, 60.0)]
-    assert waits == pytest.approx([120.0, 80.0, 20.0, 20.0])
-
-
-def test_an_unknown_service_time_is_the_prior() -> None:
-    assert estimate(a_candidate(service_ms=0.0), an_ask(), 0.0, 7.0).service_ms == 7.0
-    assert estimate(a_candidate(service_ms=3.0), an_ask(), 0.0, 7.0).service_ms == 3.0
-
-
-figure = st.floats(0.0, 1e6)
-
-
-@property_test
-@given(
-    wait=figure, own=figure, service=st.floats(0.01, 1e5), rtt=figure, nbytes=st.integers(0, 10**9),
-    age=st.floats(0, 9), more=figure, queued=st.integers(0, 10**9), reply=st.integers(0, 10**8),
+        max_size=6,
+    ),
+    asks,
 )  # fmt: skip
-def test_more_of_anything_never_predicts_an_earlier_answer(
-    wait: float, own: float, service: float, rtt: float, nbytes: int, age: float, more: float, queued: int, reply: int
+def test_nothing_is_ever_not_a_number(
+    drawn: list[tuple[Link | None, float, float, float, float, int, float]], ask: Ask
 ) -> None:
-    link = Link(rtt_ms=rtt, queued_bytes=queued)
-    node = a_candidate(wait_ms=wait, own_ms=own, service_ms=service, link=link)
-    ask = Ask(1000.0, nbytes, reply)
-
-    def total(**fields: object) -> float:
-        return estimate(structs.replace(node, **fields), ask, age, 1.0).total_ms
-
-    base = total()
-    assert base >= own + service + rtt
-    assert total(wait_ms=wait + more) >= base
-    assert total(own_ms=own + more) >= base
-    assert total(model=a_model_load(service_ms=service + more)) >= base
-    assert total(link=replace(link, rtt_ms=rtt + more)) >= base
-    assert total(link=replace(link, queued_bytes=queued + int(more))) >= base
-    assert total(heard_at=-more) <= base
-    assert estimate(node, replace(ask, nbytes=nbytes + int(more)), age, 1.0).total_ms >= base
-    assert estimate(node, replace(ask, reply_bytes=reply + int(more)), age, 1.0).total_ms >= base
-
-
-def test_dispatches_count_what_is_unfinished_and_unreported() -> None:
-    sent = Dispatches()
-    first = sent.add("n1", 10.0, 1.0)
-    sent.add("n1", 20.0, 2.0)
-    third = sent.add("n1", 40.0, 3.0)
-    sent.add("n2", 80.0, 3.0)
-    assert [sent.since("n1", at) for at in (0.0, 2.0, 2.5, 3.5)] == [70.0, 60.0, 40.0, 0.0]
-    assert sent.in_flight("n1") == 3
-    sent.done("n1", third)
-    sent.done("n1", third)
-    assert (sent.since("n1", 0.0), sent.in_flight("n1")) == (30.0, 2)
-    sent.done("n2", first)
-    assert (sent.since("n2", 0.0), sent.in_flight("nobody"), sent.since("nobody", 0.0)) == (80.0, 0, 0.0)
+    outlook = Outlook(1)
+    for at, (link, penalty, service, wait, age, own, error) in enumerate(drawn):
+        outlook.slot(f"n{at}", 0.0, link)
+        outlook.penalty[at] = penalty
+        outlook.told(at, MODEL, service, 0.0)
+        outlook.hear(at, NOW - age, wait, ())
+        for _ in range(own):
+            outlook.send(at, Sent(NOW + 1.0, 0, NOW, wait))
+        outlook.residuals[at].learn(error, 0.0, 1e8, NOW - age)
+        outlook.wire(at, NOW)
+        outlook.learned(at, NOW)
+    found = estimate(outlook, ask, NOW)
+    for column in found:
+        assert not np.isnan(column).any()
+    for at, (_, penalty, service, *_) in enumerate(drawn):
+        assert np.isfinite(found.total[at]) == (penalty < inf and service < inf)
+    assert np.isinf(found.total[len(drawn) :]).all()
 
 
-@property_test
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 50), st.booleans()), max_size=40), st.floats(0, 40))
-def test_dispatches_agree_with_a_plain_sum(story: list[tuple[str, float, bool]], heard_at: float) -> None:
-    sent = Dispatches()
-    open_requests: list[tuple[int, str, float, float]] = []
-    for at, (node, service_ms, finish) in enumerate(story):
-        open_requests.append((sent.add(node, service_ms, float(at)), node, service_ms, float(at)))
-        if finish:
-            token, at_node, *_ = open_requests.pop(len(open_requests) // 2)
-            sent.done(at_node, token)
-    for node in "abc":
-        here = [(service_ms, at) for _, at_node, service_ms, at in open_requests if at_node == node]
-        assert sent.in_flight(node) == len(here)
-        assert sent.since(node, heard_at) == pytest.approx(sum(ms for ms, at in here if at >= heard_at))
+def test_of_an_old_report_answers_count_and_own_requests() -> None:
+    outlook = an_outlook(Link(LAN), 1e6, age_s=STALE_MS / 1e3 + 0.001)
+    dead_reckoned = predicted(outlook).total_ms
+    assert dead_reckoned > 1e5, "nothing was ever answered"
+    outlook.residuals[0].learn(40.0, 0.0, 1000.0, NOW)
+    assert predicted(outlook).total_ms == pytest.approx(40.0)
+    outlook.send(0, Sent(NOW, 0, NOW + 1.0, 5.0))
+    outlook.send(0, Sent(NOW, 0, NOW + 1.0, 5.0))
+    assert predicted(outlook).total_ms == pytest.approx(120.0)
+    outlook.hear(0, NOW, 7.0, ())
+    assert predicted(outlook).total_ms == pytest.approx(1.0 + 5.0 + 7.0 - 0.5, abs=0.01)
+
+
+def test_of_an_old_report_the_way_and_the_run_count_at_least() -> None:
+    outlook = an_outlook(Link(WAN), age_s=60.0)
+    outlook.residuals[0].learn(2.0, 0.0, 1000.0, NOW)
+    assert predicted(outlook).total_ms == pytest.approx(15.0)
+
+
+def test_slots_do_not_touch_each_other() -> None:
+    """The last slot's last bin too: what one would read beyond is the next one's."""
+    luck, outlook, alone = Random(5), Outlook(3), []
+    for at in range(5):
+        work: Queued = ((luck.choice((1, 8, CLASSES)), tuple(luck.random() * 50.0 for _ in range(BINS))),)
+        wait, age = luck.random() * 900.0, luck.random()
+        outlook.slot(f"n{at}", 0.0, Link(LAN))
+        outlook.wire(at, NOW)
+        outlook.hear(at, NOW - age, wait, work)
+        outlook.told(at, MODEL, 5.0, 5.0)
+        outlook.penalty[at] = 0.0
+        alone.append(an_outlook(Link(LAN), wait, work, age_s=age))
+    for left_ms, priority in ((20.0, 0), (300.0, 8), (1e6, 0), (1e6, 1)):
+        ask = an_ask(left_ms, priority=priority)
+        together = estimate(outlook, ask, NOW)
+        assert [together.at(at) for at in range(5)] == [predicted(each, ask) for each in alone]

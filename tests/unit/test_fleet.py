@@ -13,7 +13,7 @@ from tests.builders import OTHER_DIGEST, a_model_load, a_report
 
 
 def a_view(report: Report, state: str = "ready") -> NodeView:
-    return NodeView(report, state, 0.0, 0.0)  # type: ignore[arg-type]
+    return NodeView(report, state, 0.0, 0.0, 0.0)  # type: ignore[arg-type]
 
 
 def test_nodes_are_sorted_edge_first_and_the_door_itself_is_one() -> None:

@@ -6,11 +6,12 @@ import asyncio
 
 import pytest
 
-from edge.forecast import PAUSE_S
+from edge.forecast import KEPT_S, PAUSE_S
 from edge.lane import admit
 from edge.served import Served
 from hardware.errors import RunFailed
 from mesh.deadline import Deadline
+from mesh.messages import CLASSES, IDLE, Queued
 from tests.device import ANSWER, Device, failure, leave, rows, settle
 from tests.virtual import in_virtual_time
 
@@ -29,7 +30,9 @@ async def test_an_idle_device_is_ready_at_once() -> None:
     device = Device()
     forecast = device.executor.forecast
     assert forecast.wait_ms() == forecast.rest_ms() == forecast.running_ms() == 0.0
+    assert forecast.work() is IDLE
     assert forecast.service_ms(device.served("m", 30.0)) == 30.0
+    assert forecast.costs(device.served("m")) == (30.0, 30.0)
     assert forecast.service_ms(device.served("unknown")) == 0.0
 
 
@@ -150,4 +153,45 @@ async def test_what_goes_behind_is_predicted_behind() -> None:
     assert finish_ms(2000.0) == pytest.approx(30.0 + 3 * 50.0 + 50.0)
     assert finish_ms(500.0) == pytest.approx(30.0 + 50.0)
     assert finish_ms(2000.0, priority=1) == pytest.approx(30.0 + 50.0)
+    await leave(*tasks)
+
+
+def queued_ms(queued: Queued) -> float:
+    return sum(sum(bins) for _, bins in queued)
+
+
+@in_virtual_time
+async def test_the_wait_is_the_rest_of_what_runs_and_all_that_is_queued() -> None:
+    device = Device(concurrency=2, queue_limit=64)
+    batched = device.served("m", 20.0, max_rows=8)
+    forecast = device.executor.forecast
+    tasks = [await device.ask("before", service_ms=50.0) for _ in range(2)]
+    tasks += [await device.ask("m", inputs=rows(n), left_ms=500.0 * (n + 1), priority=n % 3) for n in range(16)]
+    forecast.slowdown.factor = 2.0
+    await asyncio.sleep(0.03)
+    work = forecast.work()
+    assert [level for level, _ in work.queued] == [1, 2, CLASSES]
+    assert queued_ms(work.queued) == pytest.approx(2 * (20.0 + 7 * 2.0) * 2.0 / 2)
+    assert work.wait_ms == forecast.wait_ms() == pytest.approx(forecast.rest_ms() / 2 + queued_ms(work.queued))
+    assert forecast.costs(batched) == pytest.approx((40.0, 2.0 * 34.0 / 8))
+    await leave(*tasks)
+
+
+@in_virtual_time
+async def test_a_queue_is_looked_at_once_for_each_change_and_as_its_deadlines_come_nearer() -> None:
+    device = Device()
+    tasks = [await device.ask(service_ms=50.0, left_ms=9_000.0) for _ in range(4)]
+    forecast, queue = device.executor.forecast, device.executor.forecast.queue
+    before = forecast.work()
+    assert forecast.work().queued is before.queued
+    await leave(tasks.pop())
+    after = forecast.work()
+    assert queued_ms(after.queued) == pytest.approx(queued_ms(before.queued) - 50.0)
+    await asyncio.sleep(2 * KEPT_S)
+    assert forecast.work().queued is not after.queued
+    assert queue.waiting == 2
+    forecast.slowdown.factor = 3.0
+    device.runtime.end(0, ANSWER)
+    await settle()
+    assert queued_ms(forecast.work().queued) == pytest.approx(forecast.service_ms(device.served()))
     await leave(*tasks)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from mesh import heartbeat as under_test
@@ -13,7 +14,7 @@ from mesh import subjects
 from mesh.bus import Bus, BusMessage
 from mesh.heartbeat import Heartbeat, Reporter
 from mesh.memory_bus import MemoryBroker, MemoryBus
-from mesh.messages import Gauges, ModelLoad, Report, decode_report
+from mesh.messages import Gauges, ModelLoad, Report, Work, decode_report
 from tests.builders import a_model_load, a_report
 from tests.nats import soon, until_state
 
@@ -121,7 +122,8 @@ def test_a_report_says_what_is_so_now() -> None:
     reporter = Reporter(
         a_report(seq=0, state="starting"),
         models=lambda: tuple(held),
-        wait_ms=lambda: 12.5,
+        work=lambda: Work(12.5, ((2, (10.0,)),)),
+        uplink_bytes=lambda: 4096,
         gauges=lambda: Gauges(cpu_percent=50.0),
     )
     assert (reporter.report().models, reporter.report().state) == ((), "starting")
@@ -133,5 +135,8 @@ def test_a_report_says_what_is_so_now() -> None:
         "ready", "10.0.0.1:8000", 12.5, 50.0,
     )  # fmt: skip
     assert report.models[0].in_flight == 3
+    assert (report.queued, report.uplink_bytes) == (((2, (10.0,)),), 4096)
     load = reporter.load(held[0])
-    assert (load.incarnation, load.seq, load.wait_ms, load.in_flight) == (1, report.seq + 1, 12.5, 3)
+    assert load == msgspec.structs.replace(report.load("resnet", "1"), seq=report.seq + 1)
+    unknown = reporter.load(None)
+    assert (unknown.seq, unknown.in_flight, unknown.service_ms, unknown.work) == (report.seq + 2, 0, 0.0, load.work)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from mesh import hop
+from mesh import hop, hop_bus, hop_http
 from mesh.deadline import Deadline
-from mesh.errors import InvalidRequest, ProtocolError
+from mesh.errors import (
+    DeadlineExceeded,
+    Draining,
+    InstanceLost,
+    InvalidRequest,
+    MeshError,
+    ModelNotReady,
+    NodeUnreachable,
+    Overloaded,
+    ProtocolError,
+)
 from mesh.hop import MAX_VISITED, Context, Reply
+from mesh.http_door import refusal
 from mesh.oip.wire import WireBody
 from tests.builders import DIGEST, a_load, an_identity
 from tests.fakes import BODY, a_request
@@ -88,3 +101,54 @@ def test_where_it_ran_as_seen_from_here(ran: str, seen: str) -> None:
 def test_what_is_no_answer_is_a_protocol_error(said: dict[str, str]) -> None:
     with pytest.raises(ProtocolError):
         hop.read_reply(b"{}", said, "peer")
+
+
+def test_a_request_says_how_busy_its_sender_is_and_garbage_costs_nothing() -> None:
+    load = a_load(seq=9, wait_ms=250.0)
+    said = hop.request_headers(a_request(), an_identity(), Context(HOUR, 1, ("first",)), "me", 0.0, load)
+    read = hop.read_context(said, HOUR)
+    assert (read.caller, read.load) == ("me", load)
+    assert hop.LOAD not in headers(Context(HOUR))
+    assert hop.read_context(said | {hop.LOAD: "x"}, HOUR).load is None
+    assert hop.read_context({hop.LOAD: load.header()}, HOUR).caller == ""
+
+
+ERRORS = [
+    Overloaded("full", retry_after_s=2.0), Draining("it leaves"), DeadlineExceeded("late"), ModelNotReady("not yet"),
+    NodeUnreachable("of another"), InstanceLost("died"), InvalidRequest("wrong"),
+]  # fmt: skip
+
+
+def over_http(error: MeshError) -> MeshError:
+    answer = refusal(error)
+    lines = answer.head.decode("latin-1").split("\r\n")
+    said = {name: value for name, _, value in (line.partition(": ") for line in lines if line)}
+    return hop_http.read_error(answer.status, said, b"".join(answer.parts))
+
+
+def over_the_bus(error: MeshError) -> MeshError:
+    said = {name.lower(): value for name, value in hop_bus.error_headers(error).items()}
+    found = hop_bus.read_error(said)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("carried", [over_http, over_the_bus])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.code)
+def test_an_error_carries_the_load_of_who_answered_it(
+    carried: Callable[[MeshError], MeshError], error: MeshError
+) -> None:
+    error.load = None
+    plain = carried(error)
+    assert plain.load is None
+    error.load = a_load(seq=3, wait_ms=70.0, in_flight=4)
+    read = carried(error)
+    assert (type(read), read.text, read.retry_after_s) == (type(plain), error.text, error.retry_after_s)
+    assert read.load == error.load
+
+
+@pytest.mark.parametrize("text", ["x", "1;2;ready;nan;0;0;0;0;0;", "1" * 5000])
+def test_an_error_beside_what_is_no_load_is_still_that_error(text: str) -> None:
+    read = hop.answered(Overloaded("full"), {hop.LOAD: text})
+    assert isinstance(read, Overloaded)
+    assert read.load is None

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.batching import Batching
-from edge.lane import CLASSES, CLIMB_S, Lane, Queue, admit
+from edge.lane import CLIMB_S, Lane, Queue, admit
 from edge.latency import Slowdown
 from edge.served import Item, Served
 from hardware.backend import RawTensor
 from mesh.deadline import Deadline
+from mesh.messages import CLASSES, EDGES_MS
 from tests.device import rows
 
 ORDER = itertools.count()
@@ -143,21 +144,74 @@ async def test_what_goes_ahead_of_a_new_request() -> None:
     assert lane.rows_ahead(3, 99.0, 6.0) == 6  # those of 5 s will be dropped by then
 
 
+def total(queue: Queue, slowdown: Slowdown, now: float = 0.0) -> float:
+    return sum(sum(bins) for _, bins in queue.work(now, slowdown, 1.0))
+
+
 async def test_work_is_counted_in_the_runs_that_pay_best() -> None:
     queue, slowdown = Queue(), Slowdown()
-    assert queue.work_ms(slowdown) == 0.0
+    assert queue.work(0.0, slowdown, 1.0) == ()
     model, single = served(), served("single", max_rows=1)
     for _ in range(16):
         await queued(queue, model)
-    assert queue.work_ms(slowdown) == pytest.approx(2 * 12.0)
+    assert total(queue, slowdown) == pytest.approx(2 * 12.0)
     await queued(queue, single)
-    assert queue.work_ms(slowdown) == pytest.approx(24.0 + 5.0)
+    assert total(queue, slowdown) == pytest.approx(24.0 + 5.0)
     slowdown.factor = 2.0
-    assert queue.work_ms(slowdown) == pytest.approx(58.0)
+    assert total(queue, slowdown) == pytest.approx(58.0)
     late = await item(model, at=99.0)
     slowdown.factor = 1.0
     assert queue.ahead_ms(late, 0.0, slowdown) == 0.0
     assert queue.ahead_ms(await item(model, at=101.0), 0.0, slowdown) == pytest.approx(29.0)
+
+
+async def test_work_is_told_by_class_and_by_the_time_left() -> None:
+    queue, one = Queue(), served("single", max_rows=1)  # 5 ms each
+    for at, level in ((10.001, 2), (10.025, 2), (10.026, 2), (13.2, 2), (13.3, 2), (10.05, 0), (10.0, 1), (9.0, 1)):
+        await queued(queue, one, at=at, level=level)
+    found = queue.work(10.0, Slowdown(), 0.5)
+    assert [level for level, _ in found] == [2, CLASSES]  # nothing is left of class 1
+    assert [bins for _, bins in found] == [pytest.approx((5.0, 2.5, 0, 0, 0, 0, 0, 2.5, 2.5)), (0.0, 2.5)]
+
+
+async def test_what_nothing_is_known_of_is_no_work() -> None:
+    queue = Queue()
+    await queued(queue, Served("new", "new"))
+    assert queue.work(0.0, Slowdown(), 1.0) == ()
+
+
+async def test_of_one_deadline_the_first_goes_first_even_when_it_comes_back() -> None:
+    queue, model = Queue(), served()
+    first, second = [await queued(queue, model, at=5.0) for _ in range(2)]
+    queue.take(first)
+    queue.add(first)
+    assert second.lane.top() == [first, second]
+
+
+@given(
+    waiting=st.lists(st.tuples(st.floats(-1.0, 8.0), st.integers(0, 17), st.integers(1, 4), st.booleans())),
+    now=st.floats(0.0, 2.0),
+)
+def test_no_expired_request_and_every_other_is_counted_in_its_bin(
+    waiting: list[tuple[float, int, int, bool]], now: float
+) -> None:
+    async def work() -> None:
+        queue, batched, single = Queue(), served(), served("single", max_rows=1)
+        expected: dict[tuple[int, int], float] = {}
+        for at, level, count, alone in waiting:
+            new = await item(single if alone else batched, rows(*range(count)), at=at, level=level)
+            queue.add(new)
+            if at > now:
+                edge = next((i for i, ms in enumerate(EDGES_MS) if at <= now + ms / 1e3), len(EDGES_MS))
+                ms = (new.lane.unit_ms(Slowdown())[0]) * new.rows
+                expected[new.level, edge] = expected.get((new.level, edge), 0.0) + ms
+        found = queue.work(now, Slowdown(), 1.0)
+        told = {(level, i): ms for level, bins in found for i, ms in enumerate(bins) if ms}
+        assert told == pytest.approx(expected)
+        assert [level for level, _ in found] == sorted({level for level, _ in expected})
+        assert all(bins[-1] > 0.0 for _, bins in found)
+
+    asyncio.run(work())
 
 
 @given(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from mesh.membership import MAX_TTL_MS, Change, Membership
+from mesh.messages import Load, Work
 from tests.builders import OTHER_DIGEST, a_load, a_model_load, a_report, an_identity
 
 
@@ -188,6 +190,41 @@ def test_a_reply_refreshes_load_and_liveness() -> None:
     assert view.model(an_identity("bert")) == other
 
 
+def test_the_newest_load_of_any_model_tells_of_the_node_and_each_of_its_own_model() -> None:
+    table = Membership()
+    table.apply(a_report(models=(a_model_load(), a_model_load("bert", service_ms=40.0))), 0.0)
+    one = Load(1, 3, "ready", 9.0, 1, 6.0, 2.0, 100, ((1, (4.0,)),))
+    two = Load(1, 5, "ready", 20.0, 2, 41.0, 30.0, 0, ((16, (8.0,)),))
+    table.observe("n1", two, an_identity("bert"), 0.2)
+    table.observe("n1", one, an_identity(), 0.3)  # late
+    view = table.get("n1")
+    assert view is not None
+    report = view.report
+    assert (report.work, report.uplink_bytes) == (two.work, 0)
+    assert [(m.in_flight, m.service_ms, m.row_ms) for m in view.models] == [(1, 6.0, 2.0), (2, 41.0, 30.0)]
+    assert (view.heard_at, view.figures_at) == (0.3, 0.2)
+    table.apply(a_report(seq=4, queued=((1, (1.0,)),)), 0.4)  # behind the load
+    view = table.get("n1")
+    assert view is not None
+    assert (view.report.work, view.heard_at, view.figures_at) == (two.work, 0.4, 0.2)
+    table.apply(a_report(seq=6, queued=((1, (1.0,)),), uplink_bytes=5), 0.5)
+    view = table.get("n1")
+    assert view is not None
+    assert (view.report.work, view.report.uplink_bytes) == (Work(0.0, ((1, (1.0,)),)), 5)
+    assert (view.heard_at, view.figures_at) == (0.5, 0.5)
+
+
+def test_a_load_of_a_model_that_is_gone_takes_nothing_back_of_what_it_costs() -> None:
+    table = Membership()
+    model = msgspec.structs.replace(a_model_load(service_ms=5.0), row_ms=1.5)
+    table.apply(a_report(models=(model,)), 0.0)
+    table.observe("n1", a_load(seq=2, wait_ms=3.0, service_ms=0.0), an_identity(), 0.1)
+    view = table.get("n1")
+    assert view is not None
+    assert view.report.wait_ms == 3.0
+    assert view.models == (model,)
+
+
 def test_a_reply_says_that_the_node_drains() -> None:
     table = Membership()
     table.apply(a_report(), 0.0)
@@ -220,6 +257,8 @@ def test_a_report_behind_a_reply_does_not_undo_it_but_brings_the_rest() -> None:
         a_load(seq=9, wait_ms=float("inf")),
         a_load(seq=9, service_ms=-1.0),
         a_load(seq=9, in_flight=-1),
+        msgspec.structs.replace(a_load(seq=9), queued=((1, (1e300,)),)),
+        msgspec.structs.replace(a_load(seq=9), uplink_bytes=-1),
     ],
 )
 def test_an_older_foreign_or_absurd_load_is_ignored(load: object) -> None:

@@ -103,3 +103,27 @@ def test_changes_tell_the_whole_story_and_no_expiry_is_missed(story: list[tuple[
         assert told == {view.node: view.state for view in table.nodes()}
         listing = {v.node for v in table.nodes() if v.models and v.state not in ("lost", "left")}
         assert set(names(table, draining=True)) == listing
+
+
+@property_test
+@given(st.lists(steps, max_size=25))
+def test_an_edition_stands_for_who_holds_which_bytes_ready(story: list[tuple[str, object]]) -> None:
+    """As long as it stays, what a name means cannot have changed; its holders are the table's own views."""
+    table, now = Membership(), 0.0
+    seen: dict[int, object] = {}
+    for kind, what in story:
+        if kind == "apply":
+            assert isinstance(what, Report)
+            table.apply(what, now)
+        elif kind == "observe":
+            table.observe("n1", what, an_identity(), now)  # type: ignore[arg-type]
+        elif kind == "suspect":
+            table.suspect("n1", now)
+        else:
+            assert isinstance(what, float)
+            now += what
+            table.expire(now)
+        views = sorted(table.holders("resnet"), key=lambda view: view.node)
+        assert all(view is table.get(view.node) for view in views)
+        held = [(v.node, m.identity, m.state == "READY") for v in views for m in v.models if m.name == "resnet"]
+        assert seen.setdefault(table.edition("resnet"), held) == held

@@ -16,7 +16,7 @@ from mesh import hop, node_metrics
 from mesh.dataplane import Dataplane, Identity
 from mesh.errors import BY_CODE, InvalidRequest, MeshError, ModelNotFound, Overloaded
 from mesh.heartbeat import Reporter
-from mesh.messages import DeviceGauges, Gauges, ModelLoad
+from mesh.messages import DeviceGauges, Gauges, ModelLoad, Work
 from mesh.metrics import Family, Snapshot
 from mesh.oip.wire import Limits
 from mesh.tally import CANCELLED, MAX_SERIES, SECONDS, Histogram, Requests
@@ -46,7 +46,7 @@ class Node:
             reporter=Reporter(
                 a_report(ME, seq=0),
                 models=lambda: tuple(m for name in ("resnet", "twice") for m in routing.models.held(name)),
-                wait_ms=lambda: 12.5,
+                work=lambda: Work(12.5),
                 gauges=lambda: self.gauges,
                 capacity=lambda: 0.75,
             ),

@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.instance import Instance
 from edge.model_config import MAX_CONFIG_BYTES, BatchingConfig, Latest, ModelConfig, WarmupInput, read_config
 from edge.pbtxt import parse_pbtxt
-from hardware.backend import ShapeRange
+from edge.repository import Repository
+from hardware.backend import ShapeRange, TensorInfo
+from mesh.declarations import Cascade
 from mesh.errors import ModelRejected
+from mesh.pins import STAYS
 
 TRITON = """
 # Copyright of somebody
@@ -113,6 +117,9 @@ def test_a_model_toml_with_everything(folder: Path) -> None:
         ("priority = -1", "priority"),
         ('precision = "int8"', "precision"),
         ("[batching]\nmax_rows = -1", "batching.max_rows"),
+        ('[routing]\nstay = "country"', "routing.stay: Input should be '', 'node', 'site' or 'region'"),
+        ("[routing]\nstay = true", "routing.stay: Input should be '', 'node', 'site' or 'region'"),
+        ('[routing]\nregion = "north"', "routing.region: Extra inputs"),
         ("[batching]\nwindow_ms = 1", "batching.window_ms"),
         ("[[profiles]]\nX = { min = [2], opt = [1], max = [3] }", "not in this order"),
         ("[[profiles]]\nX = { min = [1], opt = [1, 1], max = [3] }", "different numbers"),
@@ -295,3 +302,59 @@ def test_any_text_is_understood_or_refused(text: str) -> None:
 def test_a_large_wrong_text_is_refused_in_time_proportional_to_it(evil: str) -> None:
     with pytest.raises(ModelRejected):
         parse_pbtxt(evil, "here")
+
+
+def test_a_cascade_is_declared_in_full_or_by_what_it_needs(folder: Path) -> None:
+    least = config(folder, toml='[cascade]\nnext = "large"\noutput = "p"')
+    assert least.declared_cascade == Cascade("large", "p", 0.8, audit=0.02)
+    full = config(
+        folder,
+        toml='[cascade]\nnext = "large"\nnext_version = 3\noutput = "p"\nconfidence = "margin"\nsoftmax = true\n'
+        "threshold = 0.7\ntarget = 0.95\naudit = 0.1",
+    )
+    assert full.declared_cascade == Cascade("large", "p", 0.7, "margin", True, 0.95, 0.1, "3")
+    assert full == config(folder)
+    assert config(folder, toml="").declared_cascade is None
+
+
+@pytest.mark.parametrize(
+    ("toml", "what"),
+    [
+        ('next = "resnet"\noutput = "p"', "cascade.next: 'resnet' is the model itself"),
+        ('next = "../x"\noutput = "p"', "cascade.next: String should match pattern"),
+        ('output = "p"', "cascade.next: Field required"),
+        ('next = "large"', "cascade.output: Field required"),
+        ('next = "large"\noutput = ""', "cascade.output: String should have at least 1 character"),
+        ('next = "large"\noutput = "p"\nconfidence = "mean"', "cascade.confidence: Input should be 'max', 'margin' or"),
+        ('next = "large"\noutput = "p"\nthreshold = 1.5', "cascade.threshold: Input should be less than or equal to 1"),
+        ('next = "large"\noutput = "p"\nthreshold = nan', "cascade.threshold: Input should be"),
+        ('next = "large"\noutput = "p"\ntarget = 1.0', "cascade.target: Input should be less than 1"),
+        ('next = "large"\noutput = "p"\naudit = -0.1', "cascade.audit: Input should be greater than or equal to 0"),
+        ('next = "large"\noutput = "p"\ntarget = 0.9\naudit = 0.0', "cascade: Value error, target needs audits"),
+        ('next = "large"\noutput = "p"\nnext_version = 0', "cascade.next_version: Input should be greater than 0"),
+        ('next = "large"\noutput = "p"\nthreshhold = 0.9', "cascade.threshhold: Extra inputs are not permitted"),
+    ],
+)
+def test_a_cascade_that_cannot_be_is_named(folder: Path, toml: str, what: str) -> None:
+    with pytest.raises(ModelRejected) as refused:
+        config(folder, toml=f"[cascade]\n{toml}")
+    assert f"resnet/model.toml: {what}" in refused.value.text
+
+
+def test_a_cascade_needs_an_output_that_tells_confidence(folder: Path) -> None:
+    cascade = config(folder, toml='[cascade]\nnext = "large"\noutput = "p"').cascade
+    assert cascade is not None
+    label, p = TensorInfo("label", "INT64", (-1,)), TensorInfo("p", "FP32", (-1, 3))
+    assert cascade.why_unfit((label, p)) == ""
+    assert cascade.why_unfit((label,)) == "cascade.output: the model has no output 'p', it has ['label']"
+    assert "output 'p' is INT64, confidence" in cascade.why_unfit((TensorInfo("p", "INT64", (-1, 3)),))
+
+
+@pytest.mark.parametrize(("toml", "stay"), [("", ""), *[(f'[routing]\nstay = "{s}"', s) for s in STAYS]])
+def test_where_requests_stay_is_told_in_reports(folder: Path, toml: str, stay: str) -> None:
+    (folder / "1").mkdir()
+    (folder / "1" / "model.onnx").write_bytes(b"model")
+    (folder / "model.toml").write_text(toml)
+    (stored,) = Repository(folder.parent, 1 << 20).scan()["resnet"]
+    assert stored.rejected == ""
+    assert Instance.of(stored, ("onnxruntime-cpu",)).report(1.0, 1.0).stay == stay

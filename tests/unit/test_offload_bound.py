@@ -120,6 +120,6 @@ def test_no_simulated_policy_beats_the_bound(scenario: str) -> None:
     environment = Environment(replace(SCENARIOS[scenario], seconds=4.0, noise=0.0), 7)
     most = bound(Instance.of(environment))
     assert most <= flow_bound(Instance.of(environment)) + 1e-6
-    for name in ("proposed", "omniscient", "peak-ewma"):
+    for name in ("prequal-net", "omniscient", "peak-ewma"):
         mesh = Mesh(environment, lambda name=name: policies.make(name)).run()  # type: ignore[misc]
         assert len(environment.requests) - mesh.misses <= most + 1e-6

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from mesh.ejection import ERRORS, FIRST_S
 from tests.bench.offload.baselines_latency import PeakEwma
 from tests.bench.offload.environment import Environment, Steps, Trace, stream
 from tests.bench.offload.network import LAN_BYTES_S, LAN_MS, Pipe
 from tests.bench.offload.ours import Ours
 from tests.bench.offload.policy import Policy, Request, World
-from tests.bench.offload.router import EJECT_S, ERRORS
 from tests.bench.offload.scenario import Fault, Heat, Load, Model, Profile, Scenario, Wan
 from tests.bench.offload.scenarios import MAIN, SCENARIOS
 from tests.bench.offload.world import Mesh
@@ -204,7 +204,7 @@ def test_a_crash_is_told_to_the_senders_who_go_elsewhere_and_come_back() -> None
 
 def test_five_errors_in_a_row_eject_a_node_until_a_trial_succeeds() -> None:
     scenario = replace(PLAIN, faults=(Fault("fast-fail", 1, 0.0, 2.5),))
-    born = [1.0 + 0.05 * n for n in range(ERRORS + 4)] + [1.25 + EJECT_S, 1.25 + EJECT_S]
+    born = [1.0 + 0.05 * n for n in range(ERRORS + 4)] + [1.25 + FIRST_S, 1.25 + FIRST_S]
     policy = Favourite(1, 0)
     mesh = run(told(scenario, born), lambda: policy)
     first = dict(reversed(policy.asked))

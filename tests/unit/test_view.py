@@ -55,6 +55,22 @@ async def test_the_highest_version_is_the_default_and_a_missing_one_is_named() -
             here.resolve("nope")
 
 
+async def test_what_a_name_means_follows_those_that_hold_it() -> None:
+    async with Routing(router_only=True).running() as here:
+        await here.peer("one", OURS)
+        assert here.resolve() == OURS.identity
+        newer = a_model_load(version="2")
+        for state, meant in (("ready", newer), ("draining", OURS), ("ready", newer), ("left", OURS)):
+            here.watcher.heard(here.report("two", newer, state=state))
+            assert here.resolve() == meant.identity, state
+        for load, meant in ((a_model_load(version="2", state="LOADING"), OURS), (newer, newer), (THEIRS, OURS)):
+            here.watcher.heard(here.report("three", load))
+            assert here.resolve() == meant.identity, load
+        here.watcher.heard(here.report("four", THEIRS))
+        assert here.resolve() == THEIRS.identity
+        assert here.resolve(version="1") == THEIRS.identity
+
+
 @pytest.mark.parametrize("broken", [REJECTED, a_model_load(digest=OTHER_DIGEST, state="FAILED")])
 async def test_a_model_that_is_broken_here_is_served_by_who_has_it(broken: ModelLoad) -> None:
     async with Routing(broken).running() as here:

@@ -1,7 +1,7 @@
 """Policies that choose by latency, learned from answers or predicted from reports: peak-EWMA, C3, llm-d's headroom.
 
 ``slo_ms`` is what a request had at birth; an answer that failed counts as twice that, so that a node which fails fast
-attracts nobody. Not here: Prequal (``prequal``), marginal cost (``marginal``), the proposed rule (``proposed``).
+attracts nobody. Not here: Prequal (``prequal``), marginal cost (``marginal``).
 """
 
 from __future__ import annotations

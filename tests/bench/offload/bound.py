@@ -80,7 +80,8 @@ def _most_speed(environment: Environment, node: int, begin_s: float, end_s: floa
     for fault in scenario.faults:
         begins_s = fault.at * scenario.seconds
         if fault.node == node and begins_s <= begin_s and end_s <= begins_s + fault.lasts_s:
-            working = 0.0 if fault.kind == "crash" or fault.share >= 1.0 else working
+            fails = fault.kind in ("fast-fail", "slow-fail") and fault.share >= 1.0
+            working = 0.0 if fault.kind == "crash" or fails else working
     return working * share * math.exp(scenario.noise**2 / 2.0) / min(heat.at(begin_s), heat.at(end_s))
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
 from math import exp
 from typing import NamedTuple
 
 from edge.batching import Cost, Entry, fill_up, plan
 from edge.latency import Slowdown
+from mesh.link import Wire
+from mesh.messages import EDGES_MS, Queued
 from tests.bench.offload.environment import SHAPES, Steps, learned
 from tests.bench.offload.memory import Memory
 from tests.bench.offload.policy import Node, Report, Request
@@ -27,14 +30,16 @@ PAUSE_S = 1.0
 BINS = tuple(25.0 * 2**power for power in range(8))
 """Upper edges of the histogram of time left in a report, in ms; the last bin is open."""
 SLOW_FAIL = 5.0
+OVERDUE = 1.2
+"""A run that takes this many times what it should is not trusted to end soon."""
 
 
 class Attempt:
     """One dispatch of a request to a node."""
 
     __slots__ = (
-        "again", "ahead", "arrived_s", "done", "node", "predicted_ms", "report", "request", "router", "sent_s",
-        "served_ms", "sigma_ms", "work",
+        "again", "arrived_s", "done", "expected_ms", "node", "predicted_ms", "recall_ms", "refusable", "report",
+        "request", "router", "sent_s", "served_ms", "sigma_ms", "token", "work",
     )  # fmt: skip
 
     def __init__(self, request: Request, node: int, router: int, sent_s: float, again: bool) -> None:
@@ -47,7 +52,14 @@ class Attempt:
         self.arrived_s = sent_s
         self.served_ms = 0.0
         """What the node says it held the request."""
-        self.ahead = 0
+        self.token = 0
+        """Of its bytes on the wire."""
+        self.recall_ms = 0.0
+        """What another node would need; 0 where none could be in time."""
+        self.refusable = False
+        """A node that would take longer than that refuses it at once."""
+        self.expected_ms = 0.0
+        """At the node, as its router expects."""
         self.done = False
         self.predicted_ms: float | None = None
         self.sigma_ms = 0.0
@@ -96,6 +108,8 @@ class Device:
         self._luck = luck
         self._rho, self._rho_s = 0.0, 0.0
         self._last_done = 0.0
+        self.uplink: Wire | None = None
+        """Of the router beside it."""
 
     def expected_ms(self, model: int, rows: int = 1) -> float:
         return self.latency[model].expected_ms(SHAPES, rows) * self.slowdown.factor
@@ -136,11 +150,36 @@ class Device:
             return False
         if self.memory.load_ms(request.model, now) > left_ms:
             return False
+        if not attempt.again and self._elsewhere(attempt, now):
+            return False
         key = (request.priority or CLASSES, request.model)
         insort(self.lanes.setdefault(key, []), (request.deadline_s, request.id, attempt))
         self.in_flight += 1
         self._rho = self.rho(now) + self.unit_ms(request.model)[0] / 1e3 / RHO_S
         self._rho_s = now
+        return True
+
+    def _elsewhere(self, attempt: Attempt, now: float) -> bool:
+        """Whether another node would answer sooner, as its router believes."""
+        return attempt.refusable and 0.0 < attempt.recall_ms < self.finish_ms(attempt.request, now)
+
+    def gives_back(self, attempt: Attempt, now: float) -> bool:
+        """Take it out of the queue if it waits there and will be late, as far as can be told."""
+        request = attempt.request
+        key = (request.priority or CLASSES, request.model)
+        entry = (request.deadline_s, request.id, attempt)
+        lane = self.lanes.get(key)
+        if lane is None or entry not in lane:
+            return False
+        run = self.run
+        lane.remove(entry)
+        overdue = run is not None and (now - run.began_s) * 1e3 > OVERDUE * run.usual_ms * self.slowdown.factor
+        if not overdue and self.finish_ms(request, now) <= (request.deadline_s - now) * 1e3:
+            insort(lane, entry)
+            return False
+        if not lane:
+            del self.lanes[key]
+        self.in_flight -= 1
         return True
 
     def wants(self, model: int, now: float) -> float | None:
@@ -276,10 +315,20 @@ class Device:
         else:
             queue = self._histogram(now)
         services = tuple([self.service_ms(model, now) for model in range(len(self.latency))])
+        units = tuple([self.unit_ms(model)[0] for model in range(len(self.latency))])
         return Report(
             self.node.index, now, now, self.rest_ms(now), self.slowdown.factor, self.rho(now), self.in_flight, queue,
-            services,
+            services, self._queued(now, units), units, 0 if self.uplink is None else int(self.uplink.remaining(now)),
         )  # fmt: skip
+
+    def _queued(self, now: float, units: Sequence[float]) -> Queued:
+        """As `edge.lane.Queue` tells it."""
+        classes: dict[int, list[float]] = {}
+        for (level, model), lane in self.lanes.items():
+            bins = classes.setdefault(level, [0.0] * (len(EDGES_MS) + 1))
+            for deadline_s, _, _ in lane:
+                bins[bisect_left(EDGES_MS, (deadline_s - now) * 1e3)] += units[model]
+        return tuple([(level, tuple(bins)) for level, bins in sorted(classes.items())])
 
     def _histogram(self, now: float) -> tuple[tuple[int, float, int], ...]:
         bins: dict[tuple[int, float], int] = {}

@@ -137,6 +137,11 @@ class Environment:
             if where in (site, -1):
                 first = int(begin * scenario.seconds)
                 rates[first : first + int(lasts_s)] = [0.0] * int(lasts_s)
+        for fault in scenario.faults:
+            if fault.kind == "link" and self.nodes[fault.node].site == site:
+                first = int(fault.at * scenario.seconds)
+                for second in range(first, min(first + int(fault.lasts_s), seconds)):
+                    rates[second] /= fault.factor
         return Trace(rates)
 
     def _heat(self) -> list[Steps]:
@@ -151,6 +156,10 @@ class Environment:
                     for index in self.edges:
                         if places[index] == place:
                             spans[index].append(span)
+        for fault in self.scenario.faults:
+            if fault.kind == "slow":
+                begin = fault.at * self.scenario.seconds
+                spans[fault.node].append((begin, begin + fault.lasts_s, fault.factor))
         return [Steps(of) for of in spans]
 
     def _capacity(self) -> float:

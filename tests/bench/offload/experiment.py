@@ -1,129 +1,114 @@
-"""Runs over seeds and rates: one row of figures for each scenario and policy, with 95 % intervals.
+"""Runs over seeds and rates: for each scenario and policy the figures of every seed, and the goodput.
 
-Seeds are paired: a seed is the same world for every policy. Not here: one run (world.py), its figures (metrics.py),
-the search for goodput (goodput.py), printing (__main__.py).
+Seeds are paired: a seed is the same world for every policy. A run, and a search for goodput, is one piece of work; its
+result does not depend on who does it. Not here: one run (world.py), its figures (metrics.py), the search itself
+(goodput.py), rows and comparisons (rows.py, verdicts.py).
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import NamedTuple
 
+from tests.bench.offload import lineup
 from tests.bench.offload.environment import Environment
-from tests.bench.offload.goodput import STEP, Counts, Goodput
+from tests.bench.offload.goodput import STEP, Counts, Goodput, search
+from tests.bench.offload.lineup import Factory
 from tests.bench.offload.metrics import measure
-from tests.bench.offload.policy import Policy
 from tests.bench.offload.scenarios import SCENARIOS
+from tests.bench.offload.work import Work
 from tests.bench.offload.world import Mesh
-from tests.bench.report import Row
 
-Factory = Callable[[], Policy]
-
-BASE = "peak-ewma"
-WORST_OF = ("p50_ms", "p99_ms", "p999_ms", "p99_answered_ms", "recovery_s")
-"""Figures that may be infinite: of these the median over the seeds is told, of all others the mean."""
-T_95 = (
-    12.71,
-    4.30,
-    3.18,
-    2.78,
-    2.57,
-    2.45,
-    2.36,
-    2.31,
-    2.26,
-    2.23,
-    2.20,
-    2.18,
-    2.16,
-    2.14,
-    2.13,
-    2.12,
-    2.11,
-    2.10,
-    2.09,
-)
-"""Student's t, two-sided 95 %, by degrees of freedom from 1."""
+Figures = dict[str, float]
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=24)
 def environment(name: str, seed: int, scale: float, seconds: float | None = None) -> Environment:
-    """The world of one seed, drawn once for all policies."""
+    """The world of one seed, drawn once for all policies of a process."""
     scenario = SCENARIOS[name]
     return Environment(scenario if seconds is None else replace(scenario, seconds=seconds), seed, scale)
 
 
-def interval(values: Sequence[float]) -> float | None:
-    """Half the 95 % interval of the mean; None for a single value."""
-    if len(values) < 2:
-        return None
-    t = T_95[len(values) - 2] if len(values) - 2 < len(T_95) else 1.96
-    return t * statistics.stdev(values) / math.sqrt(len(values))
+class Run(NamedTuple):
+    """One policy in one world."""
+
+    scenario: str
+    policy: Factory
+    seed: int
+    scale: float = 1.0
+    seconds: float | None = None
 
 
+class Search(NamedTuple):
+    """The goodput of one policy in one scenario; `known` are the counts at the scenario's own rate, if known."""
+
+    scenario: str
+    policy: Factory
+    seeds: Sequence[int]
+    known: Counts | None = None
+    seconds: float | None = None
+
+
+@dataclass
 class Cell:
-    """One policy in one scenario, over the seeds."""
+    """One policy in one scenario."""
 
-    def __init__(self, scenario: str, policy: str, factory: Factory, seconds: float | None = None) -> None:
-        self.scenario = scenario
-        self.policy = policy
-        self.figures: list[dict[str, float]] = []
-        self.goodput: Goodput | None = None
-        self._rate = 0.0
-        self._factory = factory
-        self._seconds = seconds
+    scenario: str
+    policy: str
+    figures: list[Figures]
+    """By seed, at the scenario's own rate."""
+    rate: float = 0.0
+    """Mean arrivals a second at that rate."""
+    goodput: Goodput | None = None
 
-    def run(self, seeds: Sequence[int]) -> None:
-        """At the scenario's own rate."""
-        for seed in seeds:
-            world = environment(self.scenario, seed, 1.0, self._seconds)
-            self.figures.append(measure(Mesh(world, self._factory).run()))
 
-    def search(self, seeds: Sequence[int], hint: int) -> int:
-        """Find the goodput, beginning at a step of the grid; returns the step found."""
-        self._rate = environment(self.scenario, seeds[0], 1.0, self._seconds).rate
-        self.goodput = Goodput(lambda step: self._counts(seeds, step), hint)
-        return self.goodput.step
+@dataclass(frozen=True)
+class Comparison:
+    """All cells of some scenarios and policies on the same seeds."""
 
-    def _counts(self, seeds: Sequence[int], step: int) -> Counts:
-        worlds = [environment(self.scenario, seed, STEP**step, self._seconds) for seed in seeds]
-        return [(Mesh(world, self._factory).run().misses, len(world.requests)) for world in worlds]
+    seeds: Sequence[int]
+    goodput_seeds: Sequence[int]
+    cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
+    """By scenario and policy."""
 
-    def row(self, base: Cell | None) -> Row:
-        """Means over the seeds, and the paired difference to `base`."""
-        attainment = [figures["attainment"] for figures in self.figures]
-        row: dict[str, str | int | float | None] = {"scenario": self.scenario, "policy": self.policy}
-        row |= self._goodput(base)
-        row["attainment"] = statistics.fmean(attainment)
-        row["attainment_ci"] = interval(attainment)
-        differences = [a - b["attainment"] for a, b in zip(attainment, base.figures, strict=True)] if base else []
-        row["attainment_diff"] = statistics.fmean(differences) if differences else None
-        row["attainment_diff_ci"] = interval(differences)
-        for key in self.figures[0]:
-            if key != "attainment":
-                values = [figures.get(key, math.inf) for figures in self.figures]
-                value = statistics.median_high(values) if key in WORST_OF else statistics.fmean(values)
-                row[key] = value if math.isfinite(value) else None
-        return row
+    def scenarios(self) -> list[str]:
+        return list(dict.fromkeys(scenario for scenario, _ in self.cells))
 
-    def _goodput(self, base: Cell | None) -> dict[str, float | None]:
-        """Requests a second with its interval; and over that of `base` with the interval of the ratio."""
-        keys = ("goodput99", "goodput99_low", "goodput99_high", "ratio", "ratio_low", "ratio_high")
-        row: dict[str, float | None] = dict.fromkeys(keys)
-        if self.goodput is None:
-            return row
-        row["goodput99"] = self._rate * self.goodput.factor()
-        if (limits := self.goodput.interval()) is not None:
-            row["goodput99_low"], row["goodput99_high"] = (self._rate * limit for limit in limits)
-        if base is not None and base.goodput is not None:
-            ratio = self.goodput.ratio(base.goodput)
-            if ratio is not None:
-                row["ratio"] = ratio[0]
-                row["ratio_low"], row["ratio_high"] = ratio[1] or (None, None)
-        return row
+    def of(self, scenario: str) -> dict[str, Cell]:
+        """By policy."""
+        return {policy: cell for (name, policy), cell in self.cells.items() if name == scenario}
+
+
+def run(piece: Run) -> Figures:
+    """The figures of one run, with its counts of `misses` and `arrivals`."""
+    world = environment(piece.scenario, piece.seed, piece.scale, piece.seconds)
+    mesh = Mesh(world, piece.policy).run()
+    return {**measure(mesh), "misses": mesh.misses, "arrivals": len(world.requests), "rate": world.rate}
+
+
+def find(piece: Search) -> Goodput:
+    """One search. Runs end early where all seeds together have more misses than the search can use."""
+
+    def runs(step: int, limit: float) -> Counts | None:
+        worlds = [environment(piece.scenario, seed, STEP**step, piece.seconds) for seed in piece.seeds]
+        left = limit * sum([len(world.requests) for world in worlds])
+        counts = []
+        for world in worlds:
+            mesh = Mesh(world, piece.policy, left).run()
+            if mesh.stopped:
+                return None
+            left -= mesh.misses
+            counts.append((mesh.misses, len(world.requests)))
+        return counts
+
+    return search(runs, len(piece.seeds), {0: piece.known} if piece.known else None)
+
+
+HOPELESS = 3.0, 0.5
+"""Points of attainment below the best baseline; at least this share of the misses of that."""
 
 
 def compare(
@@ -132,18 +117,52 @@ def compare(
     seeds: Sequence[int],
     goodput_seeds: Sequence[int],
     seconds: float | None = None,
-    tell: Callable[[str], None] = lambda _: None,
-) -> list[Row]:
-    """One row for each scenario and policy; no goodput without seeds for it."""
-    rows: list[Row] = []
+    work: Work | None = None,
+) -> Comparison:
+    """Every policy in every scenario; no goodput without seeds for it, which are some of `seeds`.
+
+    Nor of ablations, and of those that are hopeless at the scenario's own rate, which cannot be the best.
+    """
+    work = work or Work()
+    cells = [(scenario, policy) for scenario in scenarios for policy in policies]
+    runs = [
+        Run(scenario, factory, seed, seconds=seconds)
+        for scenario in scenarios
+        for seed in seeds
+        for factory in policies.values()
+    ]
+    order = [(scenario, seed, policy) for scenario in scenarios for seed in seeds for policy in policies]
+    done = dict(zip(order, work.each(run, runs, "runs"), strict=True))
+    found = Comparison(list(seeds), list(goodput_seeds))
+    for scenario, policy in cells:
+        figures = [done[scenario, seed, policy] for seed in seeds]
+        rates = [of.pop("rate") for of in figures]
+        found.cells[scenario, policy] = Cell(scenario, policy, figures, rates[0])
+    if goodput_seeds:
+        at = {seed: index for index, seed in enumerate(seeds)}
+        searches, searched = [], _worth_searching(found, scenarios)
+        for scenario, policy in searched:
+            figures = found.cells[scenario, policy].figures
+            some = [figures[at[seed]] for seed in goodput_seeds]
+            known = [(int(of["misses"]), int(of["arrivals"])) for of in some]
+            searches.append(Search(scenario, policies[policy], list(goodput_seeds), known, seconds))
+        for cell, goodput in zip(searched, work.each(find, searches, "searches"), strict=True):
+            found.cells[cell].goodput = goodput
+    return found
+
+
+def _worth_searching(found: Comparison, scenarios: Sequence[str]) -> list[tuple[str, str]]:
+    worth = []
     for scenario in scenarios:
-        hint = 0
-        cells = [Cell(scenario, name, factory, seconds) for name, factory in policies.items()]
-        for cell in cells:
-            tell(f"{scenario} {cell.policy}")
-            cell.run(seeds)
-            if goodput_seeds:
-                hint = cell.search(goodput_seeds, hint)
-        base = next((cell for cell in cells if cell.policy == BASE), None)
-        rows += [cell.row(base) for cell in cells]
-    return rows
+        mean = {
+            policy: statistics.fmean([of["attainment"] for of in cell.figures])
+            for (at, policy), cell in found.cells.items()
+            if at == scenario and not lineup.is_part(policy)
+        }
+        best = max([value for policy, value in mean.items() if lineup.is_baseline(policy)], default=0.0)
+        worth += [
+            (scenario, policy)
+            for policy, value in mean.items()
+            if best - value <= max(HOPELESS[0], HOPELESS[1] * (100.0 - best))
+        ]
+    return worth

@@ -16,6 +16,13 @@ from tests.bench.stats import percentile
 RECOVERED = 0.98
 """Attainment of a second, and of the two behind it, from which on a disturbance is over."""
 LOOK_S = 3
+SIGMAS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Sigmas above the prediction at which is asked how many of the answers had come, for its calibration."""
+
+
+def within(sigmas: float) -> str:
+    """The name of the figure."""
+    return f"within_{sigmas:g}"
 
 
 def measure(mesh: Mesh) -> dict[str, float]:
@@ -92,6 +99,11 @@ def _predictions(mesh: Mesh) -> dict[str, float]:
         "predicted_error": 100.0 * statistics.median(errors),
         "predicted_bias_ms": statistics.fmean([predicted - took for predicted, _, took in predictions]),
         "by_prediction": 100.0 * kept / sent,
+        **{
+            within(z): 100.0 * sum([took <= predicted + z * sigma for predicted, sigma, took in predictions]) / sent
+            for z in SIGMAS
+            if any(sigma for _, sigma, _ in predictions)
+        },
     }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,9 @@ from typing import Any
 from tests.bench.offload import baselines, baselines_latency, marginal, prequal
 from tests.bench.offload.omniscient import Omniscient
 from tests.bench.offload.policy import Policy
-from tests.bench.offload.proposed_estimate import Dials
-from tests.bench.offload.proposed_policy import ABLATIONS, Proposed
 
 TUNED = Path(__file__).with_name("tuned.json")
 Parameters = Mapping[str, Any]
-
-
-def _proposed(name: str, **parameters: Any) -> Proposed:
-    return Proposed(replace(ABLATIONS.get(name, Dials()), **parameters), name)
 
 
 _MAKERS: dict[str, Callable[..., Policy]] = {
@@ -45,7 +38,6 @@ _MAKERS: dict[str, Callable[..., Policy]] = {
     "dgd-lb-like": marginal.DgdLike,
     "gmsr-like": marginal.GmsrLike,
     "omniscient": Omniscient,
-    **{name: partial(_proposed, name) for name in ABLATIONS},
 }
 
 NAMES = tuple(_MAKERS)
@@ -57,11 +49,7 @@ def make(name: str, parameters: Parameters | None = None) -> Policy:
 
 
 def tuned(path: Path = TUNED) -> dict[str, dict[str, Any]]:
-    """Parameters chosen by ``tuning``, by policy; an ablation takes those of the proposed policy but for its own."""
+    """Parameters chosen by ``tuning``, by policy."""
     if not path.exists():
         return {}
-    chosen = {name: entry["parameters"] for name, entry in json.loads(path.read_text())["policies"].items()}
-    for name, dials in ABLATIONS.items():
-        own = {dial for dial in chosen.get("proposed", {}) if getattr(dials, dial) != getattr(Dials(), dial)}
-        chosen.setdefault(name, {d: value for d, value in chosen.get("proposed", {}).items() if d not in own})
-    return chosen
+    return {name: entry["parameters"] for name, entry in json.loads(path.read_text())["policies"].items()}

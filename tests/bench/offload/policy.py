@@ -10,6 +10,8 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from mesh.messages import Queued
+
 
 class Report(NamedTuple):
     """What a node said last, with the moment it was taken (by the sender) and heard (by the receiver)."""
@@ -28,6 +30,12 @@ class Report(NamedTuple):
     service_ms: tuple[float, ...] = ()
     """Per model, what one row alone takes there now as the node has learned it, with the rest of a load that must come
     first; empty where a node does not say, which leaves the believed profile times `slowdown`."""
+    queued: Queued = ()
+    """All that waits, in milliseconds, by class and time left, as in the product's reports."""
+    row_ms: tuple[float, ...] = ()
+    """Per model, what one more row adds to the queue."""
+    uplink_bytes: int = 0
+    """What its router has under way to other sites."""
 
 
 class Request(NamedTuple):

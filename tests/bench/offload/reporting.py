@@ -43,8 +43,14 @@ class Reporting:
         """Everybody knows everybody at the start."""
         node = device.node.index
         for board in range(len(self.boards)):
-            self._hear((node, board, device.report(0.0)))
+            self._hear((node, board, self.says(device)))
         self._push(self.period_s(node) * self._luck[node].random(), self._tick, device)
+
+    def says(self, device: Device) -> Report:
+        """What others are told; a node that lies knows better itself."""
+        report = device.report(self._clock())
+        fault = device.fault
+        return lie(report, fault.factor) if fault is not None and fault.kind == "lie" else report
 
     def changed(self, device: Device) -> None:
         """More than half a batch more or less in flight is told at once over the bus, but not too often."""
@@ -60,7 +66,7 @@ class Reporting:
             return
         node, now, environment = device.node, self._clock(), self._environment
         self._told[node.index] = now, device.in_flight
-        report = device.report(now)
+        report = self.says(device)
         if not self._far[node.index]:
             self._hear((node.index, node.site, report))
             return
@@ -80,3 +86,16 @@ class Reporting:
         node, board, report = what
         self.sent += 1
         self.boards[board][node] = report._replace(heard_s=self._clock())
+
+
+def lie(report: Report, factor: float) -> Report:
+    """The same of a node that claims to be idle and so many times faster than it is."""
+    return report._replace(
+        free_ms=0.0,
+        arrivals_per_s=0.0,
+        in_flight=0,
+        queue=(),
+        queued=(),
+        service_ms=tuple([ms / factor for ms in report.service_ms]),
+        row_ms=tuple([ms / factor for ms in report.row_ms]),
+    )

@@ -8,33 +8,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from mesh.estimator import LOCAL_MS, Link
+from mesh.ejection import Ejection
+from mesh.link import WAN, Link, Wire
+from mesh.outlook import LOCAL_MS
 from tests.bench.offload.device import Attempt
 from tests.bench.offload.policy import Node, Policy, Report, Request
 
 if TYPE_CHECKING:
     from tests.bench.offload.world import Mesh
 
-ERRORS = 5
-EJECT_S = 2.0
-MAX_EJECT_S = 60.0
 SILENT = 3.0
 """Periods without a report after which a node is not used."""
 MIN_SILENT_S = 1.5
-
-
-class _Trouble:
-    """Errors in a row of one node, and how long it is left alone for them."""
-
-    __slots__ = ("errors", "times", "trial", "until_s")
-
-    def __init__(self) -> None:
-        self.errors = self.times = 0
-        self.until_s = 0.0
-        self.trial = False
-        """One request was let through after the time was over, and is not answered yet."""
 
 
 class Router:
@@ -49,12 +36,19 @@ class Router:
         self.number = number
         self.home = home
         self.policy: Policy
+        self.came: Literal["answer", "error", "late", "refusal"] = "answer"
+        """How the dispatch ended that the policy is told of."""
         self._mesh = mesh
         self._board = board
         self._replies: dict[int, Report] = {}
         self._sent: dict[int, dict[int, Attempt]] = {node.index: {} for node in self.nodes}
         self._links: dict[tuple[int, int], Link] = {}
-        self._trouble: dict[int, _Trouble] = {}
+        self._wires: dict[int, tuple[Wire, Wire]] = {}
+        self._around = [] if home is None else [n for n in mesh.network.reachable[home] if self._is_neighbour(n)]
+        if home is not None:
+            mesh.devices[home].uplink = self._wan(home)[0]
+        self._ejection = Ejection()
+        self._ejected: frozenset[str] = frozenset()
         self._doubted: dict[int, float] = {}
         self._tried = -1
         reporting = mesh.reporting
@@ -77,13 +71,31 @@ class Router:
     def outstanding(self) -> list[Attempt]:
         return [attempt for sent in self._sent.values() for attempt in sent.values()]
 
+    def _is_neighbour(self, node: int) -> bool:
+        return self.home is not None and node != self.home and self.nodes[node].site == self.nodes[self.home].site
+
+    def _wan(self, origin: int) -> tuple[Wire, Wire]:
+        """The site's way out and in, which all its links to other sites share."""
+        wires = self._wires.get(origin)
+        if wires is None:
+            wires = self._wires[origin] = Wire(WAN.bytes_per_ms), Wire(WAN.bytes_per_ms)
+        return wires
+
     def link(self, node: int, origin: int) -> Link:
         """What the product would know of the way from the request's origin to the node."""
         link = self._links.get((origin, node))
         if link is None:
             near = self.nodes[origin].site == self.nodes[node].site
-            link = self._links[origin, node] = Link.lan() if near else Link.bus()
+            link = self._links[origin, node] = Link() if near else Link(WAN, *self._wan(origin))
+            link.pinged(2e3 * self._mesh.network.usual_delay_s(origin, node))
         return link
+
+    def _listen(self) -> None:
+        """Neighbours tell what they have on the uplink that we share."""
+        for node in self._around:
+            report = self.report(node)
+            if report is not None and self.home is not None:
+                self._wan(self.home)[0].told(str(node), report.uplink_bytes, report.heard_s)
 
     def network_ms(self, node: int, request: Request) -> float:
         if node == request.origin:
@@ -92,6 +104,7 @@ class Router:
 
     def candidates(self, request: Request) -> Sequence[int]:
         nodes = self._mesh.network.reachable[request.origin]
+        self._ejected = self._ejection.ejected(self.now, len(nodes) - 1)
         return [n for n in nodes if n != self._tried and (n == self.home or self._usable(n))]
 
     def _usable(self, node: int) -> bool:
@@ -101,8 +114,7 @@ class Router:
             heard_s = replied.heard_s
         if self.now - heard_s > self._silent_s[node] or heard_s < self._doubted.get(node, -1.0):
             return False
-        trouble = self._trouble.get(node)
-        return trouble is None or trouble.errors < ERRORS or (self.now >= trouble.until_s and not trouble.trial)
+        return str(node) not in self._ejected
 
     def truth(self) -> Any:
         return self._mesh
@@ -110,6 +122,8 @@ class Router:
     def choose(self, request: Request, tried: int) -> int | None:
         """Ask the policy; `tried` is the node that refused or failed the request before, or -1."""
         self.now, self._tried = self._mesh.now, tried
+        if getattr(self.policy, "listens", True):
+            self._listen()
         return self.policy.choose(request, self)
 
     def sends(self, attempt: Attempt) -> None:
@@ -117,10 +131,19 @@ class Router:
         node, request = attempt.node, attempt.request
         self._sent[node][request.id] = attempt
         if node != request.origin:
-            attempt.ahead = self.link(node, request.origin).sent(request.nbytes, self.now)
-        trouble = self._trouble.get(node)
-        if trouble is not None and trouble.errors >= ERRORS:
-            trouble.trial = True
+            report = self.report(node)
+            if report is not None and report.service_ms:
+                queued_ms = sum([sum(bins) for _, bins in report.queued])
+                attempt.expected_ms = report.free_ms + queued_ms + report.service_ms[request.model]
+            attempt.token = self.link(node, request.origin).sent(request.nbytes, self.now, attempt.expected_ms)
+        self._ejection.sent(str(node), self.now)
+
+    def hears(self, report: Report) -> None:
+        """Take what a node says of itself on an answer, a refusal, or a request that it passes on to ours."""
+        now = self._mesh.now
+        known = self._replies.get(report.node)
+        if report.node != self.home and (known is None or known.taken_s <= report.taken_s):
+            self._replies[report.node] = report._replace(heard_s=now)
 
     def ends(self, attempt: Attempt, *, ok: bool, error: bool, server_ms: float, unreachable: bool = False) -> None:
         """A dispatch came out: answered in time, refused, late, or failed by an `error` of execution or transport."""
@@ -128,33 +151,24 @@ class Router:
         node, request = attempt.node, attempt.request
         del self._sent[node][request.id]
         took_ms = (now - attempt.sent_s) * 1e3
+        late = now >= request.deadline_s and attempt.report is None
+        self.came = "answer" if ok else "error" if error else "late" if late else "refusal"
         if node != request.origin:
             link = self.link(node, request.origin)
             if ok:
-                link.answered(request.nbytes, request.reply_bytes, took_ms, server_ms, now, attempt.ahead)
+                link.answered(attempt.token, request.reply_bytes, took_ms, server_ms, now)
+            elif self.came == "late":
+                link.failed(attempt.token, now)
             else:
-                link.failed(request.nbytes, now)
-        if ok and attempt.report is not None:
-            self._replies[node] = attempt.report._replace(heard_s=now)
+                link.up.ended(attempt.token, now)
+        if attempt.report is not None:
+            self.hears(attempt.report)
         if error and node != self.home:
-            self._errs(node)
-        elif node in self._trouble:
-            self._recovers(node, ok)
+            self._ejection.failed(str(node), now)
+        elif ok:
+            self._ejection.succeeded(str(node))
+        else:
+            self._ejection.neither(str(node))
         if unreachable:
             self._doubted[node] = now
         self.policy.answered(request, node, took_ms, ok, self)
-
-    def _errs(self, node: int) -> None:
-        trouble = self._trouble.setdefault(node, _Trouble())
-        trouble.errors += 1
-        if trouble.errors == ERRORS or trouble.trial:
-            trouble.until_s = self.now + min(EJECT_S * 2.0**trouble.times, MAX_EJECT_S)
-            trouble.times += 1
-            trouble.trial = False
-
-    def _recovers(self, node: int, ok: bool) -> None:
-        trouble = self._trouble[node]
-        if ok:
-            del self._trouble[node]
-        else:
-            trouble.trial = False

@@ -72,16 +72,19 @@ class Heat:
 
 @dataclass(frozen=True)
 class Fault:
-    """From `at` (a share of the run) on for `lasts_s`: a node is gone, or fails `share` of its requests.
+    """From `at` (a share of the run) on for `lasts_s`: a node is gone, or fails `share` of its requests, or is worse.
 
-    `fast-fail` answers an error at once, `slow-fail` after a run of five times the usual length.
+    `fast-fail` answers an error at once, `slow-fail` after a run of five times the usual length. `slow` makes its runs
+    `factor` times as long, `link` its site's way up and down so many times as narrow (by whole seconds), and one that
+    does `lie` tells others that it is idle and `factor` times faster than it is.
     """
 
-    kind: Literal["crash", "fast-fail", "slow-fail"]
+    kind: Literal["crash", "fast-fail", "slow-fail", "slow", "link", "lie"]
     node: int
     at: float
     lasts_s: float
     share: float = 1.0
+    factor: float = 10.0
 
 
 @dataclass(frozen=True)

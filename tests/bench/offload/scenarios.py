@@ -1,4 +1,4 @@
-"""The scenarios S1 to S11, with variants behind a dash (`S4-outage`). Data only.
+"""The scenarios S1 to S11, variants behind a dash (`S4-outage`), and sweeps of staleness and faults. Data only.
 
 The boxes' profiles are of the order of published figures for detection and segmentation networks on a Jetson Orin Nano,
 Orin NX, AGX Orin, a desktop GPU and a data centre GPU; no box was measured for them. Not here: what the fields mean
@@ -8,6 +8,7 @@ Orin NX, AGX Orin, a desktop GPU and a data centre GPU; no box was measured for 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from tests.bench.offload.scenario import (
     Fault,
@@ -55,6 +56,8 @@ def _boxes_for_many() -> dict[str, dict[str, Profile]]:
 
 
 _BASE = Scenario("", "", (DETECT, SEGMENT), MIXED, ("cloud", "cloud"), BOXES, Load(rho=0.5), heat=Heat(every_s=200.0))
+AGES_S = (0.05, 0.25, 1.0, 3.0, 10.0)
+"""Of reports, for the sweep of staleness."""
 _BURSTS = Load(rho=0.5, cv=4.0, skew=0.7)
 
 _ALL = [
@@ -154,6 +157,51 @@ _ALL = [
         name="S11",
         about="rate and CV drawn anew each 5 s, as traces of functions are replayed",
         load=Load(rho=0.45, cv=6.0, window_s=5.0, window_cv=0.6),
+    ),
+]
+
+_FAULT = replace(_BASE, load=Load(rho=0.6), heat=None)
+
+
+def _bad(kind: Literal["slow", "link", "lie"], node: int) -> tuple[Fault, ...]:
+    return (Fault(kind, node, at=0.3, lasts_s=18.0),)
+
+
+_ALL += [
+    *(
+        replace(
+            _BASE,
+            name=f"stale-{age:g}s",
+            about=f"a report each {age:g} s, none on replies",
+            reports=Reports(lan_s=age, bus_s=age, on_change=False, on_reply=False),
+            load=replace(_BURSTS, cv=2.0),
+            heat=Heat(every_s=60.0),
+        )
+        for age in AGES_S
+    ),
+    replace(
+        _BASE, name="fault-five-routers", about="five central routers choose at once", load=Load(rho=0.6), routers=5
+    ),
+    replace(
+        _FAULT,
+        name="fault-lie",
+        about="the fastest box of a site says that it is idle and ten times as fast",
+        faults=_bad("lie", 3),
+    ),
+    replace(_FAULT, name="fault-slow", about="the fastest box of a site is ten times slower", faults=_bad("slow", 3)),
+    replace(
+        _FAULT,
+        name="fault-link",
+        about="a busy site's way to the cloud drops to a tenth",
+        load=Load(rho=0.8, skew=0.7),
+        faults=_bad("link", 0),
+    ),
+    replace(
+        _FAULT,
+        name="fault-spike",
+        about="ten times the load on all sites for 2 s",
+        load=Load(rho=0.3, spikes=((0.4, 2.0, 10.0, -1),)),
+        settled=0.45,
     ),
 ]
 

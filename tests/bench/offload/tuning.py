@@ -14,14 +14,16 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.bench.offload import policies
-from tests.bench.offload.environment import Environment
+from mesh.balancer import OURS
+from tests.bench.offload import lineup, policies
+from tests.bench.offload.experiment import environment
 from tests.bench.offload.scenarios import SCENARIOS
+from tests.bench.offload.work import Work, workers
 from tests.bench.offload.world import Mesh
 
 BUDGET = 12
@@ -30,6 +32,12 @@ FIRST_SEED = 1_000
 ON = ("S2", "S3", "S4", "S5", "S8", "S10")
 EPSILON = 1e-4
 """A point must be this much better in attainment than the published one."""
+
+
+def _from(default: float, *others: float) -> tuple[float, ...]:
+    """The product's own setting first."""
+    return (default, *[other for other in others if other != default])
+
 
 GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "peak-ewma": {"tau_s": (10.0, 0.5, 1.0, 3.0, 30.0, 100.0), "failure": (2.0, 1.0)},
@@ -40,14 +48,24 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "prequal-net": {"quantile": (2**-0.25, 0.95, 1.0), "probes": (3.0, 6.0), "share": (0.5, 1.0)},
     "dgd-lb-like": {"step": (5.0, 1.0, 2.0, 10.0, 20.0, 50.0), "floor": (0.005, 0.0)},
     "gmsr-like": {"fits": (True, False), "network": (False, True)},
-    "proposed": {"explore": (0.01, 0.0), "near": (0.08, 0.04), "z": (1.0, 0.5, 2.0)},
+    "ours": {
+        "near_budget": _from(OURS.near_budget, 0.05, 0.10)[:2],
+        "sure": _from(OURS.sure, 0.5, 1.0, 2.0)[:3],
+        "near_ratio": _from(OURS.near_ratio, 0.25, 0.5)[:2],
+    },
 }
 
 
 ROOT = Path(__file__).parents[3]
-BESIDE = ("__main__", "bound", "experiment", "goodput", "metrics", "ours", "tuning", "verdicts")
+BESIDE = (
+    "__main__", "bound", "curves", "document", "experiment", "faults", "goodput", "lineup", "markdown", "metrics",
+    "plots", "publish", "rows", "timeline", "tuning", "verdicts", "work",
+)  # fmt: skip
 """Modules of this package that do not change what a policy's run comes to."""
-PRODUCT = ("edge/batching.py", "edge/latency.py", "mesh/estimator.py")
+PRODUCT = (
+    "edge/batching.py", "edge/latency.py", "mesh/balancer.py", "mesh/estimator.py", "mesh/link.py", "mesh/outlook.py",
+    "mesh/residual.py", "mesh/wires.py",
+)  # fmt: skip
 
 
 def fingerprint() -> str:
@@ -68,27 +86,30 @@ def grid(name: str) -> list[dict[str, Any]]:
     return points
 
 
-def worlds(scenarios: Sequence[str], seeds: int, seconds: float) -> Iterator[Environment]:
-    """The tuning worlds, drawn one at a time, the same ones in each call."""
-    for scenario in scenarios:
-        for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-            yield Environment(replace(SCENARIOS[scenario], seconds=seconds), seed)
+class Trial(NamedTuple):
+    """One point of one policy in one world."""
+
+    policy: str
+    parameters: Mapping[str, Any]
+    scenario: str
+    seed: int
+    seconds: float
 
 
-def attainment(name: str, parameters: Mapping[str, Any], environments: Sequence[Environment]) -> tuple[float, float]:
-    """Mean share of arrivals answered in time, and mean WAN MB of a run."""
-    shares, wan = [], []
-    for environment in environments:
-        mesh = Mesh(environment, lambda: policies.make(name, parameters)).run()
-        shares.append(1.0 - mesh.misses / max(len(environment.requests), 1))
-        wan.append(mesh.network.wan_bytes() / 1e6)
-    return sum(shares) / len(shares), sum(wan) / len(wan)
+def attainment(trial: Trial) -> tuple[float, float]:
+    """Share of arrivals answered in time, and WAN MB."""
+    world = environment(trial.scenario, trial.seed, 1.0, trial.seconds)
+    mesh = Mesh(world, partial(lineup.with_parameters, trial.policy, trial.parameters)).run()
+    return 1.0 - mesh.misses / max(len(world.requests), 1), mesh.network.wan_bytes() / 1e6
 
 
-def tune(name: str, environments: Sequence[Environment]) -> dict[str, Any]:
-    """Evaluate a policy's grid: the best point, its figures and those of the published one."""
+def tune(name: str, worlds: Sequence[tuple[str, int, float]], work: Work) -> dict[str, Any]:
+    """Evaluate a policy's grid in all worlds (scenario, seed, seconds): the best point, its figures and those of the
+    published one."""
     points = grid(name)
-    figures = [attainment(name, point, environments) for point in points]
+    trials = [Trial(name, point, *world) for world in worlds for point in points]
+    results = work.each(attainment, trials, name)
+    figures = [_mean(results[at :: len(points)]) for at in range(len(points))]
     best = 0
     for index, (share, _) in enumerate(figures):
         if share > figures[best][0] + (EPSILON if best == 0 else 0.0):
@@ -102,12 +123,17 @@ def tune(name: str, environments: Sequence[Environment]) -> dict[str, Any]:
     }
 
 
+def _mean(figures: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return sum([share for share, _ in figures]) / len(figures), sum([wan for _, wan in figures]) / len(figures)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--policy", nargs="+", choices=sorted(GRIDS), default=list(GRIDS))
     parser.add_argument("--scenario", nargs="+", choices=sorted(SCENARIOS), default=list(ON))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--jobs", type=int, help="processes; as many as there are cores")
     parser.add_argument("--out", type=Path, default=policies.TUNED)
     options = parser.parse_args(arguments)
     on = {
@@ -117,12 +143,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seconds": options.seconds,
         "budget": BUDGET,
     }
-    environments = list(worlds(options.scenario, options.seeds, options.seconds))
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    worlds = [(scenario, seed, options.seconds) for scenario in options.scenario for seed in seeds]
     written = kept(options.out, on)
-    for name in options.policy:
-        written[name] = tune(name, environments)
-        print(f"{name:16} {written[name]}", file=sys.stderr, flush=True)
-        options.out.write_text(json.dumps({**on, "policies": written}, indent=2) + "\n")
+    with workers(options.jobs) as work:
+        for name in options.policy:
+            written[name] = tune(name, worlds, work)
+            print(f"{name:16} {written[name]}", file=sys.stderr, flush=True)
+            options.out.write_text(json.dumps({**on, "policies": written}, indent=2) + "\n")
     return 0
 
 

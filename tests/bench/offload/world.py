@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tests.bench.offload.device import Attempt, Device
 from tests.bench.offload.environment import Environment, stream
 from tests.bench.offload.network import Network
-from tests.bench.offload.policy import Policy, Request
+from tests.bench.offload.policy import Policy, Report, Request
 from tests.bench.offload.reporting import Reporting
 from tests.bench.offload.router import Router
 from tests.bench.offload.scenario import Fault
@@ -54,7 +54,13 @@ class Mesh:
         self._order = itertools.count()
         self._central = 0 < scenario.routers < len(environment.edges)
         self.reporting = Reporting(environment, self._central, lambda: self.now, self._push)
+        self.dispatched: list[tuple[float, int, int]] = []
+        """(moment, origin, node) of each dispatch."""
         self.routers = self._build_routers(policy)
+        self._homes: dict[int, list[Router]] = {edge: [] for edge in environment.edges}
+        for router in self.routers:
+            if router.home is not None:
+                self._homes[router.home].append(router)
 
     def _build_routers(self, policy: Callable[[], Policy]) -> list[Router]:
         edges, count = self.environment.edges, self.scenario.routers
@@ -124,14 +130,27 @@ class Mesh:
         attempt = Attempt(request, node, router.number, self.now, tried >= 0)
         attempt.predicted_ms = getattr(router.policy, "predicted_ms", None)
         attempt.sigma_ms = getattr(router.policy, "sigma_ms", 0.0)
+        attempt.recall_ms = getattr(router.policy, "recall_ms", 0.0)
+        attempt.refusable = getattr(router.policy, "refusable", False)
         router.sends(attempt)
+        self.dispatched.append((self.now, request.origin, node))
         if node == request.origin:
             self._reach(attempt)
             return
         arrives = self.network.way(request.origin, node).send(self.now, request.nbytes, request.deadline_s)
         if arrives is not None:
-            self._push(arrives + self.network.delay_s(request.origin, node), self._reach, attempt)
+            told = self._word(self.devices[request.origin]) if self.environment.nodes[node].tier == "edge" else None
+            handle, what = (self._reach, attempt) if told is None else (self._reach_with, (attempt, told))
+            self._push(arrives + self.network.delay_s(request.origin, node), handle, what)
         self._push(request.deadline_s, self._expire, attempt)
+
+    def _reach_with(self, what: tuple[Attempt, Report]) -> None:
+        """A request comes with what its origin says of itself, for the routers of the node that it reaches."""
+        attempt, report = what
+        if not self._central and not self.devices[attempt.node].down:
+            for router in self._homes[attempt.node]:
+                router.hears(report)
+        self._reach(attempt)
 
     def _reach(self, attempt: Attempt) -> None:
         if attempt.done:
@@ -148,13 +167,28 @@ class Mesh:
             return
         self._turn(device)
         self.reporting.changed(device)
+        if attempt.recall_ms > 0.0 and not attempt.again:
+            at = request.deadline_s - attempt.recall_ms / 1e3
+            if at > self.now:
+                self._push(at, self._recall, attempt)
+
+    def _recall(self, attempt: Attempt) -> None:
+        """The last moment at which it could still be answered elsewhere: hand it back if it will not be here."""
+        device = self.devices[attempt.node]
+        if not attempt.done and device.gives_back(attempt, self.now):
+            self._return(attempt, self._reject)
 
     def _return(self, attempt: Attempt, handle: Callable[[Attempt], None]) -> None:
-        """Bring back word without a body."""
+        """Bring back word without a body; where a node lives to give it, what it says of itself rides along."""
+        attempt.report = self._word(self.devices[attempt.node])
         if attempt.node == attempt.request.origin:
             handle(attempt)
         else:
             self._push(self.now + self.network.delay_s(attempt.request.origin, attempt.node), handle, attempt)
+
+    def _word(self, device: Device) -> Report | None:
+        """What rides on anything that a node sends."""
+        return self.reporting.says(device) if self.scenario.reports.on_reply and not device.down else None
 
     def _turn(self, device: Device) -> None:
         run, dropped, expired = device.dispatch(self.now)
@@ -173,7 +207,7 @@ class Mesh:
         run = device.ended(self.now)
         self._turn(device)
         self.reporting.changed(device)
-        report = device.report(self.now) if self.scenario.reports.on_reply else None
+        report = self._word(device)
         for attempt in run.attempts:
             if attempt.done:
                 continue

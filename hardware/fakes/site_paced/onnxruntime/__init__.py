@@ -1,0 +1,8 @@
+"""Stands before the real onnxruntime where tests put this on PYTHONPATH. What it does: ``hardware.fakes.paced``."""
+
+import sys
+
+from hardware.fakes import paced
+
+if __name__ == "onnxruntime":  # not as a part of this project
+    sys.modules[__name__] = paced.import_behind(__name__)
