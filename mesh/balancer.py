@@ -41,8 +41,6 @@ class Policy:
     near_ratio: float = 0.5
     near_ms: float = 2.0
     """Predictions closer than this, in ms, are taken as equal: reports and clocks are no better."""
-    sure: float = 1.0
-    """Average errors of prediction that a candidate must keep to the deadline."""
     shed_from: int = 3
     """Classes of priority from this one on are refused where the best prediction is ``shed_ratio`` times what is left:
     no bytes are sent for what will be too late. Without a priority a request is never refused."""
@@ -62,7 +60,7 @@ class Considered:
     node: str
     estimate: Estimate
     feasible: bool
-    """Predicted inside the deadline, with the usual error to spare."""
+    """Predicted inside the deadline."""
     why: str
 
 
@@ -108,7 +106,7 @@ class Decision:
         0 where none would be in time even now."""
         if self.slot is None or len(self._estimates.total) < 2:
             return 0.0
-        total = self._estimates.total + self._policy.sure * self._estimates.sigma
+        total = self._estimates.total.copy()
         total[self.slot] = inf
         other = float(total.min())
         return other + float(self._outlook.half[self.slot]) if other <= self._left_ms else 0.0
@@ -119,7 +117,7 @@ class Decision:
 
     def _word(self, slot: int) -> Considered:
         predicted = self._estimates.at(slot)
-        feasible = predicted.total_ms + self._policy.sure * predicted.sigma_ms <= self._left_ms
+        feasible = predicted.total_ms <= self._left_ms
         return Considered(self._outlook.names[slot], predicted, feasible, self._why(slot, predicted, feasible))
 
     def _why(self, slot: int, predicted: Estimate, feasible: bool) -> str:
@@ -128,7 +126,7 @@ class Decision:
         if self._estimates.penalty[slot] >= SUSPECT_MS:
             return "suspect"
         if not feasible:
-            late = predicted.total_ms + self._policy.sure * predicted.sigma_ms - self._left_ms
+            late = predicted.total_ms - self._left_ms
             return f"{late:.1f} ms past the deadline"
         if predicted.total_ms > self._limit_ms:
             return f"{predicted.total_ms - self._limit_ms:.1f} ms beyond the near-best"
@@ -143,9 +141,8 @@ def decide(
     """Choose where to run a request; the slots of ``without`` are not asked.
 
     All slots are scanned. Of those near the best and inside the deadline the cheapest tier (local, peer, cloud) counts,
-    and of it the best. Where the errors near the best are too large for the deadline, those count that it is wide
-    enough for. With none inside the deadline the best prediction is taken, unless the request may be shed. Suspect
-    nodes come last.
+    and of it the best. With none inside the deadline the best prediction is taken, unless the request may be shed.
+    Suspect nodes come last.
     """
     predicted = estimate(outlook, ask, now)
     total = predicted.total
@@ -157,9 +154,7 @@ def decide(
         return Decision(None, "no candidates", predicted, outlook, policy, ask.left_ms, 0.0)
     limit = best + policy.band_ms(best, ask.given_ms)
     near = (total <= limit).nonzero()[0]
-    near = near[total[near] + policy.sure * predicted.sigma[near] <= ask.left_ms]
-    if not len(near) and best <= ask.left_ms:
-        near, limit = _surer(predicted, ask, policy)
+    near = near[total[near] <= ask.left_ms]
     if len(near):
         slot, reason = _of_cheapest_tier(near, total, outlook.cost, rng)
     elif ask.priority >= policy.shed_from and SUSPECT_MS > best > policy.shed_ratio * ask.left_ms:
@@ -170,17 +165,6 @@ def decide(
     else:
         reason = "only suspect nodes are left" if best >= SUSPECT_MS else "no candidate inside the deadline"
     return Decision(slot, reason, predicted, outlook, policy, ask.left_ms, limit)
-
-
-def _surer(predicted: Estimates, ask: Ask, policy: Policy) -> tuple[np.ndarray, float]:
-    """Slots inside the deadline, errors included, near the best of them; and what near is."""
-    total = predicted.total
-    inside = (total + policy.sure * predicted.sigma <= ask.left_ms).nonzero()[0]
-    if not len(inside):
-        return inside, inf
-    best = float(total[inside].min())
-    limit = best + policy.band_ms(best, ask.given_ms)
-    return inside[total[inside] <= limit], limit
 
 
 _REASONS = {cost: f"{route} is the cheapest tier near the best" for route, cost in COST.items()}

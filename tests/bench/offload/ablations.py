@@ -97,7 +97,6 @@ _DIALS = {
     "ours-fastest": replace(OURS, near_budget=0.0),
     "ours-thrifty": replace(OURS, near_budget=0.10),
     "ours-local-first": replace(OURS, near_budget=0.25, near_ratio=1e9),
-    "ours-no-sigma": replace(OURS, sure=0.0),
     "ours-no-shed": replace(OURS, shed_from=99),
 }
 

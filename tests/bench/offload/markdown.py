@@ -74,7 +74,8 @@ def matrix(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
     policies = list(dict.fromkeys(str(row["policy"]) for row in rows))
     at = {(row["scenario"], row["policy"]): cell(row) for row in rows}
     lines = [["policy", *scenarios], ["---", *["---:"] * len(scenarios)]]
-    lines += [[policy, *(at.get((scenario, policy), "-") for scenario in scenarios)] for policy in policies]
+    table = [[policy, *(at.get((scenario, policy), "-") for scenario in scenarios)] for policy in policies]
+    lines += [line for line in table if set(line[1:]) != {"-"}]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

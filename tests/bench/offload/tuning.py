@@ -50,7 +50,6 @@ GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "gmsr-like": {"fits": (True, False), "network": (False, True)},
     "ours": {
         "near_budget": _from(OURS.near_budget, 0.05, 0.10)[:2],
-        "sure": _from(OURS.sure, 0.5, 1.0, 2.0)[:3],
         "near_ratio": _from(OURS.near_ratio, 0.25, 0.5)[:2],
     },
 }
