@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,11 +32,10 @@ class Policy:
 
     A dearer tier must win by more than a band, the least of ``near_budget`` of the time given and of ``near_ratio`` of
     the best prediction, but ``near_ms`` at least where the budget allows. The first bound is the regret a caller with
-    a tight deadline can bear. The second is needed because deadlines are often defaults: a tenth of 10 s would keep a
-    4 ms request in a local queue for a whole second.
+    a tight deadline can bear. The second is needed because deadlines are often defaults: a twentieth of 10 s would keep
+    a 4 ms request in a local queue for half a second.
     """
 
-    name: Literal["ours"] = "ours"
     near_budget: float = 0.05
     near_ratio: float = 0.5
     near_ms: float = 2.0

@@ -31,15 +31,12 @@ from mesh.neighbours import Neighbours
 from mesh.oip.request import InferRequest
 from mesh.outlook import Sent
 from mesh.retry import LOST, RetryBudget
-from mesh.rules import Kind, Rule, Seen
+from mesh.rules import FAILED, Kind, Rule, Seen
 from mesh.tally import Histogram
 from mesh.under_way import UnderWay
 from mesh.values import ModelIdentity, Route
 from mesh.view import View
 from mesh.ways import HERE, Way, Ways
-
-ERROR_COUNTS = 2.0
-"""An error counts as an answer that took so many times what the caller gave: who fails fast attracts nobody."""
 
 
 class Try(msgspec.Struct):
@@ -191,7 +188,7 @@ class Dispatch:
                 self.ejection.neither(node)
         if predicted is None:
             return
-        seen_ms = ERROR_COUNTS * ask.given_ms if kind == "error" else took_ms
+        seen_ms = FAILED * ask.given_ms if kind == "error" else took_ms
         raw_ms = predicted.total_ms - predicted.bias_ms
         if kind != "refusal" and self._outlook.names[way.slot] == node:  # the slot may be another's by now
             self._outlook.residuals[way.slot].learn(seen_ms, raw_ms, ask.given_ms, now)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mesh.messages import EDGES_MS
-from mesh.outlook import BINS, Column, Outlook, row_of
+from mesh.messages import BINS, EDGES_MS
+from mesh.outlook import Column, Outlook, row_of
 
 STALE_MS = 3000.0
 """Age from which a report is not carried on any more; what counts then is a peak-sensitive average of the answers,

@@ -8,6 +8,7 @@ request (``estimator``), the choice (``balancer``), who may be asked (``ways``).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable
 from math import inf
 from typing import NamedTuple
@@ -16,14 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mesh.link import Link, Wire
-from mesh.messages import EDGES_MS, Queued
+from mesh.messages import BINS, CLASSES, EDGES_MS, Queued
 from mesh.residual import Residual
 
 Column = NDArray[np.float64]
 
-CLASSES = 16
-"""Classes of priority; requests without one are in the last."""
-BINS = len(EDGES_MS) + 1
 WIDTH = CLASSES * BINS
 LOCAL_MS = 0.1
 """What handing a request to this very process costs."""
@@ -80,7 +78,7 @@ class Outlook:
         self.busy = np.zeros(slots, dtype=bool)
         """Whether anything is queued."""
         self.reported_in_flight = np.zeros(slots)
-        """Requests of the model asked for last, or of all, that the node said it had."""
+        """Requests of all models that the node said it had."""
         self.bias = np.zeros(slots)
         self.sigma = np.zeros(slots)
         self.services: dict[Hashable, tuple[Column, Column]] = {}
@@ -118,11 +116,7 @@ class Outlook:
         at = self.slots.pop(node, None)
         if at is None:
             return
-        link = self.links[at]
-        if link is not None:
-            self._sharing[link.up].remove(at)
-            if not self._sharing[link.up]:
-                del self._sharing[link.up]
+        self._unshare(at)
         self.links[at], self.residuals[at], self._sent[at] = None, Residual(), {}
         for name, fill in _COLUMNS.items():
             getattr(self, name)[at] = fill
@@ -131,12 +125,15 @@ class Outlook:
         self._left.append(at)
 
     def _share(self, at: int, link: Link) -> None:
-        old = self.links[at]
-        if old is not None:
-            self._sharing[old.up].remove(at)
-            if not self._sharing[old.up]:
-                del self._sharing[old.up]
+        self._unshare(at)
         self._sharing.setdefault(link.up, []).append(at)
+
+    def _unshare(self, at: int) -> None:
+        link = self.links[at]
+        if link is not None:
+            self._sharing[link.up].remove(at)
+            if not self._sharing[link.up]:
+                del self._sharing[link.up]
 
     def _grow(self) -> None:
         more = len(self.penalty)
@@ -257,7 +254,4 @@ _COLUMNS = {
 
 def bin_of(left_ms: float) -> int:
     """The bin of a request with so much time left (see ``mesh.messages.EDGES_MS``)."""
-    for at, edge in enumerate(EDGES_MS):
-        if left_ms <= edge:
-            return at
-    return len(EDGES_MS)
+    return bisect_left(EDGES_MS, left_ms)

@@ -12,11 +12,8 @@ stayed there. A model with the metadata ``fault`` meets that CUDA error in each 
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -34,18 +31,6 @@ class Assigned(NamedTuple):
 
     def get_nodes(self) -> list[Any]:
         return self.nodes
-
-
-def import_behind(name: str) -> ModuleType:
-    """For a module of that name that is being imported: simulate the one behind it on the path."""
-    here = Path(sys.modules[name].__file__ or "").resolve().parent.parent
-    path = sys.path[:]
-    sys.path[:] = [entry for entry in path if Path(entry).resolve() != here]
-    del sys.modules[name]
-    try:
-        return simulated(importlib.import_module(name))
-    finally:
-        sys.path[:] = path
 
 
 class _OnNoGpu:

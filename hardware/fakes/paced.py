@@ -11,10 +11,8 @@ here.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -68,15 +66,3 @@ def paced(real: ModuleType) -> ModuleType:
     session = type("InferenceSession", (_OfSomeSpeed, real.InferenceSession), {})
     module.__dict__.update(__fake__=True, InferenceSession=session)
     return module
-
-
-def import_behind(name: str) -> ModuleType:
-    """For a module of that name that is being imported: pace the one behind it on the path."""
-    here = Path(sys.modules[name].__file__ or "").resolve().parent.parent
-    path = sys.path[:]
-    sys.path[:] = [entry for entry in path if Path(entry).resolve() != here]
-    del sys.modules[name]
-    try:
-        return paced(importlib.import_module(name))
-    finally:
-        sys.path[:] = path

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from mesh.estimator import STALE_MS, Ask, Estimate, estimate
 from mesh.link import LAN, WAN, Link, Prior
-from mesh.messages import EDGES_MS, Queued
-from mesh.outlook import BINS, CLASSES, LOCAL_MS, SUSPECT_MS, Outlook, Sent
+from mesh.messages import BINS, CLASSES, EDGES_MS, Queued
+from mesh.outlook import LOCAL_MS, SUSPECT_MS, Outlook, Sent
 
 property_test = settings(deadline=None, max_examples=150, database=None, suppress_health_check=[HealthCheck.too_slow])
 NOW = 1000.0

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh.link import LAN, WAN, Link, Wire
-from mesh.messages import EDGES_MS, Queued
-from mesh.outlook import BINS, CLASSES, LOCAL_MS, UNKNOWN_MS, WIDTH, Outlook, Sent, bin_of, row_of
+from mesh.messages import BINS, CLASSES, EDGES_MS, Queued
+from mesh.outlook import LOCAL_MS, UNKNOWN_MS, WIDTH, Outlook, Sent, bin_of, row_of
 
 property_test = settings(deadline=None, max_examples=150, database=None, suppress_health_check=[HealthCheck.too_slow])
 NOW = 1000.0

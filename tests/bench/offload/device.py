@@ -15,20 +15,16 @@ from typing import NamedTuple
 from edge.batching import Cost, Entry, fill_up, plan
 from edge.latency import Slowdown
 from mesh.link import Wire
-from mesh.messages import EDGES_MS, Queued
+from mesh.messages import CLASSES, EDGES_MS, Queued
 from tests.bench.offload.environment import SHAPES, Steps, learned
 from tests.bench.offload.memory import Memory
 from tests.bench.offload.policy import Node, Report, Request
 from tests.bench.offload.scenario import Fault, Profile, Scenario
 
-CLASSES = 16
-"""The class of requests without a priority."""
 RHO_S = 0.5
 """Time constant of the rate of arriving work."""
 PAUSE_S = 1.0
 """After an idle time this long a run says nothing of the device's speed."""
-BINS = tuple(25.0 * 2**power for power in range(8))
-"""Upper edges of the histogram of time left in a report, in ms; the last bin is open."""
 SLOW_FAIL = 5.0
 OVERDUE = 1.2
 """A run that takes this many times what it should is not trusted to end soon."""
@@ -334,7 +330,7 @@ class Device:
         bins: dict[tuple[int, float], int] = {}
         for (_, model), lane in self.lanes.items():
             for deadline_s, _, _ in lane:
-                edge = BINS[min(bisect_left(BINS, (deadline_s - now) * 1e3), len(BINS) - 1)]
+                edge = EDGES_MS[min(bisect_left(EDGES_MS, (deadline_s - now) * 1e3), len(EDGES_MS) - 1)]
                 bins[model, edge] = bins.get((model, edge), 0) + 1
         return tuple([(model, edge, rows) for (model, edge), rows in bins.items()])
 

@@ -10,10 +10,10 @@ from math import inf
 
 from mesh.balancer import COST, OURS, Decision, decide
 from mesh.balancer import Policy as Dials
-from mesh.dispatch import ERROR_COUNTS
 from mesh.estimator import Ask
 from mesh.messages import Queued
 from mesh.outlook import Outlook, Sent
+from mesh.rules import FAILED
 from mesh.values import Route
 from tests.bench.offload.policy import Report, Request, World
 from tests.bench.offload.router import Router
@@ -22,7 +22,7 @@ from tests.bench.offload.router import Router
 class Ours:
     """One router of the product; what a subclass takes away is an ablation (``ablations``)."""
 
-    error_counts = ERROR_COUNTS
+    error_counts = FAILED
     refusable = True
     """Its requests say what another node would need, so that one that would take longer refuses them at once."""
     listens = True

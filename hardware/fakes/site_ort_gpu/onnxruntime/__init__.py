@@ -3,6 +3,7 @@
 import sys
 
 from hardware.fakes import ort_gpu
+from hardware.fakes.behind import import_behind
 
 if __name__ == "onnxruntime":  # not as a part of this project
-    sys.modules[__name__] = ort_gpu.import_behind(__name__)
+    sys.modules[__name__] = import_behind(__name__, ort_gpu.simulated)
