@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODELS := models
 PACKAGES := mesh edge cloud hardware
+PROTOS := inference.proto health.proto reflection_v1.proto reflection_v1alpha.proto
 EXTRAS ?= dev
 
 # Arguments for the command behind a target: make demo ARGS='--seconds 20', make test ARGS='-k router'.
@@ -15,7 +16,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo models test check lint bench bench-offload clean
+.PHONY: help demo models test check lint bench bench-offload protocol clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +49,9 @@ bench: models ## against the bare transport, the cost of each hop and of a route
 bench-offload: $(INSTALLED) ## every offload policy in every simulated mesh: docs/benchmarks/; a first look: ARGS=--quick
 	@$(BIN)/python -c 'import matplotlib, scipy' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m tests.bench.offload.publish $(ARGS)
+
+protocol: $(INSTALLED) ## after a change to mesh/oip/*.proto: compile their descriptors
+	$(BIN)/python -m grpc_tools.protoc -Imesh/oip --descriptor_set_out=mesh/oip/protocols.pb $(PROTOS)
 
 clean: ## remove what these commands made: environment, models, caches
 	rm -rf $(VENV) $(MODELS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

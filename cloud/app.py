@@ -9,7 +9,9 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from cloud.settings import CloudSettings
-from mesh.node import Holdings, Node
+from mesh.holdings import Holdings
+from mesh.listening import Listening
+from mesh.node import Node
 from mesh.node_id import NodeIdentity
 
 
@@ -18,6 +20,11 @@ class App:
 
     def __init__(self, settings: CloudSettings, identity: NodeIdentity) -> None:
         self._node = Node(settings, identity, "router", Holdings())
+
+    @property
+    def bound(self) -> Listening:
+        """Where the doors are, while they are open."""
+        return self._node.bound
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[str]:

@@ -27,6 +27,7 @@ def options(version: Version = False) -> None:
 @app.command()
 def run(
     http: Annotated[Text, typer.Option(help="HOST:PORT of the HTTP door; port 0 takes a free one")] = None,
+    grpc: Annotated[Text, typer.Option(help="HOST:PORT of the gRPC door; without it there is none")] = None,
     nats: Annotated[Text, typer.Option(help="URL of the bus")] = None,
     mesh: Annotated[Text, typer.Option(help="Mesh id: only nodes of one mesh work together")] = None,
     node: Annotated[Text, typer.Option(help="Name of this replica in the mesh")] = None,
@@ -37,6 +38,7 @@ def run(
     """Route requests to every node of the mesh until SIGTERM."""
     flags = {
         "http.listen": http,
+        "grpc.listen": grpc,
         "nats.url": nats,
         "site.mesh": mesh,
         "node.name": node,

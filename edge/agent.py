@@ -11,8 +11,10 @@ from edge.metrics import agent_metrics
 from edge.models import Models
 from edge.readings import Readings
 from edge.settings import EdgeSettings
+from mesh.holdings import Holdings
 from mesh.lifecycle import Tasks
-from mesh.node import Holdings, Node
+from mesh.listening import Listening
+from mesh.node import Node
 from mesh.node_id import NodeIdentity
 
 
@@ -33,7 +35,7 @@ class Agent:
         self._instances = Instances(
             models, self._on_change, folder=self._identity.folder, gauges=lambda: readings.gauges
         )
-        self._models = Models(self._instances, lambda: readings.capacity)
+        self._models = Models(self._instances, lambda: readings.capacity, self._settings.sequences)
         control = Control(models, self._instances)
         self._node = Node(
             self._settings,
@@ -46,12 +48,13 @@ class Agent:
                 work=self._models.work,
                 gauges=lambda: readings.gauges,
                 capacity=lambda: readings.capacity,
-                repository=control,
+                repository=None if models.dir is None else control,
                 metrics=lambda: agent_metrics(self._instances),
             ),
         )
         async with Tasks("agent") as tasks, self._instances.running():
             tasks.start(readings.run(), "readings")
+            tasks.start(self._models.expire(), "sequences")
             async with control.running(), self._node.running() as address:
                 self._on_change()
                 try:
@@ -62,6 +65,11 @@ class Agent:
 
     async def until_ready(self) -> None:
         await self._instances.changed.until(lambda: not self._models.coming())
+
+    @property
+    def bound(self) -> Listening:
+        """Where the doors are, while they are open."""
+        return self._node.bound
 
     def failed(self) -> list[str]:
         """Models that cannot be served, and why."""

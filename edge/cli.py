@@ -30,6 +30,7 @@ def options(version: Version = False) -> None:
 def run(
     models: Annotated[Optional[Path], typer.Option(help="Model repository: DIR/<model>/<version>/model.onnx")] = None,  # noqa: UP045
     http: Annotated[Text, typer.Option(help="HOST:PORT of the HTTP door; port 0 takes a free one")] = None,
+    grpc: Annotated[Text, typer.Option(help="HOST:PORT of the gRPC door; without it there is none")] = None,
     nats: Annotated[Text, typer.Option(help="URL of the bus; without it the agent meshes on the LAN")] = None,
     site: Annotated[Text, typer.Option(help="Site this node stands at")] = None,
     node: Annotated[Text, typer.Option(help="Name of this node in the mesh")] = None,
@@ -43,6 +44,7 @@ def run(
     flags: dict[str, Any] = {
         "models.dir": models,
         "http.listen": http,
+        "grpc.listen": grpc,
         "nats.url": nats,
         "site.name": site,
         "node.name": node,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from edge.instance import Instance
 from edge.instances import Instances
@@ -20,7 +20,7 @@ from edge.repository import Repository, StoredModel
 from edge.settings import ModelsSettings
 from mesh.errors import ConfigError, MeshError, ModelNotFound, ModelRejected
 from mesh.lifecycle import Tasks
-from mesh.repository import IndexEntry
+from mesh.repository import IndexEntry, override
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +71,16 @@ class Control:
 
     # By name
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> None:
         """Load a model as it is on disk now, or again if it failed; returns once its versions serve.
 
-        Raises ``ModelNotFound``, or ``ModelRejected`` with the reason of the first version that does not.
+        Raises ``ModelNotFound``, ``LoadFailed`` for parameters that cannot be followed, or ``ModelRejected`` with the
+        reason of the first version that does not serve.
         """
-        stored = [] if self._repository is None else await self._read(self._repository.model, name)
+        config = override(name, parameters)
+        stored = [] if self._repository is None else await self._read(self._repository.model, name, config)
         if not stored:
-            raise ModelNotFound(f"there is no model {name!r} in the repository of this node")
+            raise ModelNotFound(f"failed to load {name!r}: there is no model {name!r} in the repository of this node")
         self._unloaded.pop(name, None)
         self._wanted[name] = stored
         self._reconcile()
@@ -90,6 +92,7 @@ class Control:
         for instance in self._asked_for(name):
             if instance.state != "READY":
                 raise ModelRejected(f"model {instance.name} cannot be served: {instance.reason or instance.state}")
+        self._reconcile()  # what it takes the place of goes now, so that whoever asks next meets the new one
 
     async def unload(self, name: str) -> None:
         """Unload all versions of a model, and cancel what is being built of it; returns once they are gone."""
@@ -108,8 +111,10 @@ class Control:
         return sorted(entries, key=lambda entry: (entry.name, int(entry.version or 0)))
 
     def _asked_for(self, name: str) -> list[Instance]:
+        """Those that are wanted; one that is leaving already is not what a new one of the same bytes will be."""
         wanted = self._wanted.get(name, ())
-        return [i for i in self._instances.named(name) if any(w.same(i.stored) for w in wanted)]
+        staying = [i for i in self._instances.named(name) if i.evicted or i.state != "DRAINING"]
+        return [i for i in staying if any(w.same(i.stored) for w in wanted)]
 
     # All by itself
 

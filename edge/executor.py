@@ -3,7 +3,8 @@
 A request carries its own future and deadline, so that nothing beside it can be left behind: it is answered, fails, or
 expires by its own timer, whatever becomes of its neighbours. As many runs go on as the device has ``concurrency`` and
 the model instances, plus short ones that keep a worker's pipe filled. Not here: what runs next (``batching``,
-``lane``), what a run's end means to its requests (``outcome``), what is loaded where (``instances``).
+``lane``), what a run's end means to its requests (``outcome``), what is loaded where (``instances``), decoupled models
+(``streams``, which are ``streaming``'s).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from edge.company import Company, is_worth_waiting_for
 from edge.forecast import PIPELINE_MS, Forecast
 from edge.lane import Lane, Queue, admit
 from edge.served import Item, Run, Served
+from edge.streaming import Going, Streams
 from hardware.backend import RawTensor
 from hardware.errors import HardwareError
 from hardware.runtime import Runtime
@@ -58,6 +60,7 @@ class Executor:
         self._turn: asyncio.Handle | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._closed = False
+        self.streams = Streams(queue_limit=queue_limit, hang_s=hang_s, on_hang=on_hang)
 
     @property
     def in_flight(self) -> int:
@@ -96,13 +99,15 @@ class Executor:
 
     def lost(self, runtime: Runtime) -> None:
         """The runtime is gone: what waits for it need not wait any longer."""
+        self.streams.lost(runtime)
         for lane in [lane for lane in self._queue.lanes.values() if lane.served.runtime in (runtime, None)]:
             for item in list(lane):
                 self._give_up(item, _not_loaded(item.served))
 
     def oldest(self, runtime: Runtime) -> Served | None:
         """Whose run has been in ``runtime`` the longest: the others may only have waited in its pipe."""
-        running = [run for run in self._runs if run.runtime is runtime and not outcome.succeeded(run.future)]
+        running: list[Run | Going] = [going for going in self.streams.going if going.runtime is runtime]
+        running += [run for run in self._runs if run.runtime is runtime and not outcome.succeeded(run.future)]
         return min(running, key=lambda run: run.started).served if running else None
 
     async def swap(self, served: Served, key: str, runtime: Runtime) -> None:
@@ -116,6 +121,7 @@ class Executor:
     def close(self) -> None:
         """Set no timer any more and forget those that are set; pending runs end with their runtimes."""
         self._closed = True
+        self.streams.close()
         for handle in (self._turn, self._wake, *(run.hang for run in self._runs)):
             if handle is not None:
                 handle.cancel()

@@ -49,6 +49,7 @@ class Host:
     def __init__(
         self,
         name: str,
+        isolation: str,
         settings: ModelsSettings,
         executor: Executor,
         loading: Loading,
@@ -56,6 +57,7 @@ class Host:
     ) -> None:
         self.instances: list[Instance] = []
         self._name = name
+        self._isolation = isolation
         self._settings = settings
         self._executor = executor
         self._loading = loading
@@ -187,12 +189,13 @@ class Host:
             await self._work.wait()
 
     async def _open(self) -> Runtime:
-        if self._settings.isolation == "none":
+        if self._isolation == "none":
             inline = InlineRuntime()
             await inline.start()
             return inline
         # The executor hands over so many at most; and versions with more instances may come later.
-        slots = max(WorkerOptions().slots, self._settings.concurrency)
+        streams = max((i.served.instances for i in self.instances if i.stored.is_step), default=0)
+        slots = max(WorkerOptions().slots, self._settings.concurrency, streams)
         worker = WorkerRuntime(WorkerOptions(slots=slots))
         await worker.start()
         return worker

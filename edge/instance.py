@@ -69,7 +69,7 @@ class Instance:
     def of(cls, stored: StoredModel, default: tuple[Backend, ...]) -> Instance:
         identity, config = stored.identity, stored.config
         served = Served(f"{identity.name}/{identity.version}", instances=config.instances, priority=config.priority)
-        instance = cls(stored, config.chain(default), served)
+        instance = cls(stored, stored.chain(default), served)
         if stored.rejected:
             instance.state, instance.reason = "FAILED", stored.rejected
         return instance
@@ -163,4 +163,7 @@ class Instance:
             instances=self.served.instances,
             stay=self.stored.config.routing.stay,
             cascade=self.stored.config.declared_cascade,
+            decoupled=loaded is not None and loaded.decoupled,
+            stateful=self.stored.config.sequence is not None,
+            idle_s=self.stored.config.sequence.idle_s if self.stored.config.sequence is not None else 0.0,
         )

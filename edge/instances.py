@@ -132,9 +132,15 @@ class Instances:
         """Inferences since the start."""
         return sum(tally.queue_seconds.count for tally in self.tallies.values())
 
+    @property
+    def device(self) -> int:
+        """Which GPU models are loaded on."""
+        return self._settings.device
+
     def costs(self, instance: Instance) -> tuple[float, float]:
         """Milliseconds that one inference takes alone, and adds to a busy queue, now; 0 until one ran."""
-        return self.executor.forecast.costs(instance.served)
+        service_ms, row_ms = self.executor.forecast.costs(instance.served)
+        return service_ms + self.executor.streams.wait_ms(instance.served), row_ms
 
     # Changing it
 
@@ -217,11 +223,11 @@ class Instances:
             await self._leave(instance)
 
     def _join(self, instance: Instance) -> None:
-        isolation = self._settings.isolation
+        isolation = "model" if instance.stored.is_step else self._settings.isolation
         key: object = instance if isolation == "model" else isolation
         if key not in self._hosts:
             name = instance.name if isolation == "model" else isolation
-            host = Host(name, self._settings, self.executor, self._loading, self.changed)
+            host = Host(name, isolation, self._settings, self.executor, self._loading, self.changed)
             self._hosts[key] = host, self._host_tasks.start(host.run(), name)
         host = self._hosts[key][0]
         self._hosted[instance] = key, host

@@ -22,7 +22,7 @@ from edge.measure import Measure
 from edge.settings import Backend, ModelsSettings
 from edge.warmup import warm_up
 from hardware.backend import EngineOptions, LoadOptions
-from hardware.errors import DeviceFault, EngineNotBuilt, HardwareError, ModelRefused, WorkerDied
+from hardware.errors import BackendUnavailable, DeviceFault, EngineNotBuilt, HardwareError, ModelRefused, WorkerDied
 from hardware.runtime import Runtime
 from mesh.lifecycle import within
 from mesh.values import InstanceState
@@ -133,7 +133,8 @@ class Loading:
         await _check_unchanged(instance)
         options = await self._options(instance, backend)
         key = instance.new_key()
-        loaded = await runtime.load(key, os.fspath(instance.stored.path), options)
+        load = runtime.load(key, os.fspath(instance.stored.path), options)
+        loaded = await (within(self._settings.warmup_s, load) if backend == "python" else load)  # code may hang
         instance.spare = key
         try:
             await _check_unchanged(instance)
@@ -166,6 +167,8 @@ class Loading:
 
     async def _options(self, instance: Instance, backend: Backend) -> LoadOptions:
         settings, config = self._settings, instance.stored.config
+        if backend == "python" and not settings.python:
+            raise BackendUnavailable("it is a step in Python, and models.python is false: none are run here")
         entry = await self._entry(instance) if backend == "tensorrt" else ""
         cache_dir, engine = "", None
         if backend == "onnxruntime-tensorrt":
@@ -183,6 +186,7 @@ class Loading:
             engine_key_file=self._engines.key_file if entry else "",
             cache_dir=cache_dir,
             cuda_graphs=config.cuda_graphs,
+            digest=instance.identity.digest if backend == "python" else "",
         )
 
     async def _entry(self, instance: Instance) -> str:

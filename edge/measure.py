@@ -15,7 +15,8 @@ from edge.preflight import Footprint
 from edge.settings import ModelsSettings
 from hardware.process_memory import resident_bytes
 
-CPU = "onnxruntime-cpu"
+ON_CPU = ("onnxruntime-cpu", "python")
+"""Backends that hold nothing on a GPU."""
 
 
 class Measure:
@@ -31,7 +32,7 @@ class Measure:
         loaded, box = instance.loaded, await self._box(instance)
         if loaded is None or box is None:  # the worker died right after
             return
-        device = 0 if loaded.effective == CPU else loaded.device_bytes
+        device = 0 if loaded.effective in ON_CPU else loaded.device_bytes
         if device is None and grown is not None:
             device = max(grown - box, 0) if unified else grown
         if device is None:
@@ -48,7 +49,7 @@ class Measure:
             instance.state == "READY"
             and loaded is not None
             and loaded.device_bytes is None
-            and loaded.effective != CPU
+            and loaded.effective not in ON_CPU
             and self._footprints.get(instance.identity.digest, instance.backend) is None
         )
 
@@ -57,4 +58,5 @@ class Measure:
         runtime, loaded = instance.served.runtime, instance.loaded
         if runtime is None or loaded is None:
             return None
-        return await asyncio.to_thread(resident_bytes, runtime.pid) if self._own_worker else loaded.memory_bytes
+        own_worker = self._own_worker or instance.stored.is_step
+        return await asyncio.to_thread(resident_bytes, runtime.pid) if own_worker else loaded.memory_bytes

@@ -11,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from edge.declared import Declared
+from edge.sequence_config import SequenceConfig
 from edge.settings import Backend, Chain
-from edge.triton_config import from_pbtxt
-from hardware.backend import Profile, ShapeRange, TensorInfo
+from edge.triton_config import from_json, from_pbtxt
+from hardware.backend import Profile, ShapeRange, Signature, TensorInfo
 from mesh import confidence
 from mesh.declarations import Cascade
 from mesh.errors import ModelRejected
@@ -28,10 +30,6 @@ else:
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INSTANCES = 64
-
-
-class Declared(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class WarmupInput(Declared):
@@ -147,7 +145,11 @@ class ModelConfig(Declared):
     while it loads, before anything ran."""
     warmup: dict[str, WarmupInput] = Field(default_factory=dict)
     """Inputs of the warm-up by name; undeclared ones are zeros of the declared shape, free dimensions guessed."""
+    decoupled: bool | None = None
+    """What is expected of a step in Python; None takes what it is."""
     cascade: CascadeConfig | None = None
+    sequence: SequenceConfig | None = None
+    """What it keeps from one request to the next; None keeps nothing."""
     routing: RoutingConfig = RoutingConfig()
 
     def chain(self, default: tuple[Backend, ...]) -> tuple[Backend, ...]:
@@ -158,6 +160,11 @@ class ModelConfig(Declared):
         """As nodes tell each other."""
         return self.cascade.declared() if self.cascade is not None else None
 
+    def warmup_inputs(self, signature: Signature) -> dict[str, WarmupInput]:
+        """What is declared of the warm-up's inputs; those of a sequence are as in a first step."""
+        first = self.sequence.first(signature) if self.sequence is not None else {}
+        return {name: WarmupInput(shape=shape, value=value) for name, (shape, value) in first.items()} | self.warmup
+
     def engine_profiles(self) -> tuple[Profile, ...]:
         """The declared profiles."""
         return tuple(
@@ -166,8 +173,11 @@ class ModelConfig(Declared):
         )
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Read the declarations in a model's folder. Raises ``ModelRejected`` naming the file and what is wrong."""
+def read_config(folder: Path, override: str | None = None) -> ModelConfig:
+    """Read the declarations in a model's folder. Raises ``ModelRejected`` naming the file and what is wrong.
+
+    Fields of ``override``, a configuration of Triton's in JSON, stand in for those of the files.
+    """
     pbtxt, toml = folder / "config.pbtxt", folder / "model.toml"
     values = from_pbtxt(_text(pbtxt), folder.name) if pbtxt.is_file() else {}
     if toml.is_file():
@@ -177,11 +187,14 @@ def read_config(folder: Path) -> ModelConfig:
             raise ModelRejected(f"{folder.name}/model.toml is not TOML: {error}") from None
         except RecursionError:
             raise ModelRejected(f"{folder.name}/model.toml nests too deeply") from None
+    if override is not None:
+        values |= from_json(override, folder.name)
     try:
         config = ModelConfig(**values)
     except ValidationError as error:
         what = "; ".join(_said(e) for e in error.errors(include_url=False))
         file = "model.toml" if toml.is_file() else "config.pbtxt"
+        file = file if override is None else "config"
         raise ModelRejected(f"{folder.name}/{file}: {what}") from None
     if config.cascade is not None and config.cascade.next == folder.name:
         raise ModelRejected(f"{folder.name}/model.toml: cascade.next: {folder.name!r} is the model itself")

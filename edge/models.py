@@ -7,31 +7,47 @@ Translation between OIP values and the runtime's raw tensors happens here and no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 import msgspec
 
+from edge.config_document import config_document, visible
 from edge.instance import Instance
 from edge.instances import Instances
+from edge.sequences import Run, Sequences
+from edge.statistics import statistics_of
 from hardware.backend import Loaded, RawTensor, TensorInfo
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, DigestMismatch, ModelNotFound, ModelNotReady
+from mesh.errors import DeadlineExceeded, DigestMismatch, ModelNotFound, ModelNotReady, Unsupported
 from mesh.lifecycle import within
 from mesh.messages import IDLE, ModelLoad, Work
 from mesh.oip.request import InferRequest
 from mesh.oip.response import InferResponse, encode_response
+from mesh.oip.statistics import ModelStatistics
 from mesh.oip.tensor import Tensor
 from mesh.oip.wire import WireBody
+from mesh.sequence_steps import RUN
+from mesh.settings import SequencesSettings
 from mesh.values import ModelIdentity, ModelMetadata, ModelRef, TensorSpec
+
+EXPIRE_S = 1.0
 
 
 class Models:
     """Implements ``LocalModels`` on the instances of this node. ``capacity`` is the share of its speed the node expects
     to have shortly: what is reported is what others will meet."""
 
-    def __init__(self, instances: Instances, capacity: Callable[[], float] = lambda: 1.0) -> None:
+    def __init__(
+        self,
+        instances: Instances,
+        capacity: Callable[[], float] = lambda: 1.0,
+        sequences: SequencesSettings | None = None,
+    ) -> None:
         self._instances = instances
+        self._sequences = Sequences(sequences or SequencesSettings())
         self._capacity = capacity
         self.draining = False
 
@@ -72,25 +88,89 @@ class Models:
 
     async def infer(self, request: InferRequest, identity: ModelIdentity, deadline: Deadline) -> WireBody:
         instance = self._instance(identity)
-        instance.asked_at = time.monotonic()
+        came, tally = time.monotonic(), instance.served.tally
+        instance.asked_at = came
+        try:
+            body = await self._answer(instance, request, deadline)
+        except Exception:
+            tally.request(time.monotonic() - came, answered=False)
+            raise
+        tally.request(time.monotonic() - came, answered=True)
+        return body
+
+    async def stream(
+        self, request: InferRequest, identity: ModelIdentity, deadline: Deadline
+    ) -> AsyncGenerator[WireBody, None]:
+        """The answers of a decoupled model as they come, one of any other; closing it ends the run."""
+        instance = self._instance(identity)
+        came, tally = time.monotonic(), instance.served.tally
+        instance.asked_at = came
+        try:
+            if instance.evicted:
+                await self._back(instance, deadline)
+            if not _is_decoupled(instance):
+                yield await self._answer(instance, request, deadline)
+            else:
+                streams = self._instances.executor.streams
+                answers = streams.stream(instance.served, *_asked(request), deadline, request.priority)
+                async with contextlib.aclosing(answers):
+                    async for answer in answers:
+                        yield _encoded(identity, answer, request)
+        except Exception:
+            tally.request(time.monotonic() - came, answered=False)
+            raise
+        tally.request(time.monotonic() - came, answered=True)
+
+    async def _answer(self, instance: Instance, request: InferRequest, deadline: Deadline) -> WireBody:
         if instance.evicted:
             await self._back(instance, deadline)
-        inputs = [RawTensor(t.name, t.datatype, t.shape, t.data) for t in request.inputs]
-        names = tuple(o.name for o in request.outputs)
+        if _is_decoupled(instance):
+            raise Unsupported(f"model {instance.name} answers any number of times: ask for a stream")
+        if instance.stored.config.sequence is not None:
+            return await self._sequences.infer(instance, request, deadline, self._runner(instance, request, deadline))
+        if RUN in request.parameters:
+            raise ModelNotReady(f"model {instance.name} is not declared to keep state on this node")
+        inputs, names = _asked(request)
         ran = await self._instances.executor.infer(instance.served, inputs, names, deadline, request.priority)
-        outputs = tuple(Tensor(t.name, t.datatype, t.shape, t.whole) for t in ran)
-        return encode_response(InferResponse(identity.name, identity.version, request.id, {}, outputs), request)
+        return _encoded(instance.identity, ran, request)
+
+    async def expire(self) -> None:
+        """Forget sequences of which nothing is heard, until cancelled."""
+        while True:
+            await asyncio.sleep(EXPIRE_S)
+            self._sequences.forget_idle(time.monotonic())
+
+    def _runner(self, instance: Instance, request: InferRequest, deadline: Deadline) -> Run:
+        async def run(inputs: Sequence[RawTensor], names: Sequence[str]) -> list[RawTensor]:
+            executor = self._instances.executor
+            return await executor.infer(instance.served, inputs, names, deadline, request.priority)
+
+        return run
 
     def metadata(self, identity: ModelIdentity) -> ModelMetadata:
         instance = self._instance(identity)
         loaded = instance.loaded
         if loaded is None:
-            reason = f": {instance.reason}" if instance.reason else ""
-            raise ModelNotReady(f"model {identity.name!r} is {instance.state}, its metadata is not known{reason}")
+            raise _not_loaded(instance, "metadata")
         versions = tuple(dict.fromkeys(i.identity.version for i in self._instances.named(identity.name)))
-        signature = loaded.signature
-        inputs, outputs = _specs(signature.inputs), _specs(signature.outputs)
+        inputs, outputs = map(_specs, visible(instance, loaded))
         return ModelMetadata(identity.name, versions, loaded.platform, inputs, outputs, _parameters(instance, loaded))
+
+    def config(self, identity: ModelIdentity) -> dict[str, Any]:
+        instance = self._instance(identity)
+        if instance.loaded is None:
+            raise _not_loaded(instance, "configuration")
+        return config_document(instance, instance.loaded)
+
+    def statistics(self, ref: ModelRef | None) -> tuple[ModelStatistics, ...]:
+        """Raises ``ModelNotFound``."""
+        held = self._instances.all() if ref is None else self._instances.named(ref.name)
+        if ref is not None and ref.version:
+            held = [instance for instance in held if instance.identity.version == ref.version]
+        if ref is not None and not held:
+            raise ModelNotFound(f"Request for unknown model: {str(ref)!r} is not found")
+        versions = {(i.identity.name, i.identity.version): i for i in held}
+        return tuple(statistics_of(instance, self._instances.device) for instance in versions.values())
 
     async def _back(self, instance: Instance, deadline: Deadline) -> None:
         """Load again what was evicted, as long as its deadline allows to wait."""
@@ -113,6 +193,25 @@ class Models:
         if self._instances.find(identity.name, identity.version) is None:
             raise ModelNotFound(f"Request for unknown model: {identity.name!r} is not found")
         raise DigestMismatch(f"this node holds other bytes as {identity.name}/{identity.version}")
+
+
+def _asked(request: InferRequest) -> tuple[list[RawTensor], tuple[str, ...]]:
+    inputs = [RawTensor(t.name, t.datatype, t.shape, t.data) for t in request.inputs]
+    return inputs, tuple(o.name for o in request.outputs)
+
+
+def _encoded(identity: ModelIdentity, ran: Sequence[RawTensor], request: InferRequest) -> WireBody:
+    outputs = tuple(Tensor(t.name, t.datatype, t.shape, t.whole) for t in ran)
+    return encode_response(InferResponse(identity.name, identity.version, request.id, {}, outputs), request)
+
+
+def _is_decoupled(instance: Instance) -> bool:
+    return instance.loaded is not None and instance.loaded.decoupled
+
+
+def _not_loaded(instance: Instance, what: str) -> ModelNotReady:
+    reason = f": {instance.reason}" if instance.reason else ""
+    return ModelNotReady(f"model {instance.identity.name!r} is {instance.state}, its {what} is not known{reason}")
 
 
 def _at(work: Work, capacity: float) -> Work:

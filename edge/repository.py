@@ -1,4 +1,4 @@
-"""The model repository on disk, in Triton's layout: ``<dir>/<model>/<version>/model.onnx``.
+"""The model repository on disk, in Triton's layout: ``<dir>/<model>/<version>/model.onnx``, or ``model.py``.
 
 Finds what can be served and names what cannot; hashes a file only when it changed. Not here: loading (``instances``),
 what should be loaded (``control``), declarations (``model_config``).
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge.model_config import Latest, ModelConfig, read_config
-from mesh.errors import ConfigError, ModelRejected
+from edge.settings import Backend
+from mesh.errors import ConfigError, LoadFailed, ModelRejected
 from mesh.values import NAME_PATTERN, ModelIdentity
 
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
+STEP_FILE = "model.py"
 READ_BYTES = 1 << 20
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 """As Triton has it: what begins with a zero, or is no number, is no version."""
@@ -49,6 +51,15 @@ class StoredModel:
     stamp: Stamp | None = None
     """Of the file whose digest ``identity`` has."""
 
+    @property
+    def is_step(self) -> bool:
+        """Whether it is a step in Python."""
+        return self.path.name == STEP_FILE
+
+    def chain(self, default: tuple[Backend, ...]) -> tuple[Backend, ...]:
+        """Backends to try in turn."""
+        return ("python",) if self.is_step else self.config.chain(default)
+
     def same(self, other: StoredModel) -> bool:
         """Whether loading the other would come to the same."""
         return (self.identity, self.config, self.rejected) == (other.identity, other.config, other.rejected)
@@ -68,6 +79,7 @@ class Repository:
         self._looks: dict[str, Look] = {}
         self._taken: dict[str, tuple[Look, list[StoredModel]]] = {}
         self._misnamed: set[str] = set()
+        self._overrides: dict[str, str] = {}
 
     def scan(self) -> dict[str, list[StoredModel]]:
         """All versions to serve of every model as they are now.
@@ -93,10 +105,27 @@ class Repository:
                 self._forget(name)
         return found
 
-    def model(self, name: str) -> list[StoredModel]:
-        """The versions to serve of one model as it is now; empty if there is none of that name."""
+    def model(self, name: str, override: str | None = None) -> list[StoredModel]:
+        """The versions to serve of one model as it is now; empty if there is none of that name.
+
+        ``override`` stands in for its own configuration until the model is asked for again. Raises ``LoadFailed`` if it
+        cannot; then all stays as it was.
+        """
         look = self._look().get(name)
+        if look is not None and override != self._overrides.get(name):
+            self._override(name, override)
         return [] if look is None else self._take(name, look)
+
+    def _override(self, name: str, config: str | None) -> None:
+        if config is None:
+            del self._overrides[name]
+        else:
+            try:
+                read_config(self._folder / name, config)
+            except ModelRejected as error:
+                raise LoadFailed(f"failed to load {name!r}: {error.text}") from None
+            self._overrides[name] = config
+        self._taken.pop(name, None)
 
     def names(self) -> list[str]:
         return sorted(self._look())
@@ -130,7 +159,7 @@ class Repository:
 
     def _versions(self, model: Path) -> list[StoredModel]:
         try:
-            config = read_config(model)
+            config = read_config(model, self._overrides.get(model.name))
             wanted = _wanted(model, config)
         except ModelRejected as error:
             return [_rejected(model, "1", model, ModelConfig(), error.text)]
@@ -141,6 +170,7 @@ class Repository:
         for version in map(str, wanted):
             path = model / version / MODEL_FILE
             try:
+                path = _file_of(model / version, config)
                 stamp, digest = self._digest(path)
                 stored.append(StoredModel(ModelIdentity(model.name, version, digest), path, config, "", stamp))
             except ModelRejected as error:
@@ -149,7 +179,7 @@ class Repository:
 
     def _digest(self, path: Path) -> tuple[Stamp, str]:
         if path.is_symlink() or not path.is_file():
-            raise ModelRejected(f"{path.parent.parent.name}/{path.parent.name} has no regular file {MODEL_FILE}")
+            raise ModelRejected(f"{path.parent.parent.name}/{path.parent.name} has no regular file {path.name}")
         try:
             with path.open("rb") as file:
                 stamp = _of(os.fstat(file.fileno()))
@@ -177,7 +207,23 @@ def _look_at(model: Path) -> Look:
     except OSError:  # said when it is read
         versions = []
     declared = [(name, _stamp(model / name)) for name in ("model.toml", "config.pbtxt")]
-    return (*declared, *((version, _stamp(model / version / MODEL_FILE)) for version in versions))
+    files = [(version, model / version / file) for version in versions for file in (MODEL_FILE, STEP_FILE)]
+    return (*declared, *((version, _stamp(path)) for version, path in files))
+
+
+def _file_of(version: Path, config: ModelConfig) -> Path:
+    """Where a version is. Raises ``ModelRejected`` where that is not clear, or not what is declared."""
+    where = f"{version.parent.name}/{version.name}"
+    model, step = version / MODEL_FILE, version / STEP_FILE
+    if not os.path.lexists(step):
+        if "python" in config.backends:
+            raise ModelRejected(f"{where} has no file {STEP_FILE}, and asks for the backend python")
+        return model
+    if os.path.lexists(model):
+        raise ModelRejected(f"{where} has both {MODEL_FILE} and {STEP_FILE}; one of them is the model")
+    if config.backends not in ((), ("python",)):
+        raise ModelRejected(f"{where} is a {STEP_FILE}, which no backend but python runs, and asks for others")
+    return step
 
 
 def _stamp(path: Path) -> Stamp | None:

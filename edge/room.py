@@ -17,7 +17,7 @@ from typing import NamedTuple
 from edge.changes import Changed
 from edge.footprints import Footprints
 from edge.instance import Instance
-from edge.measure import Measure
+from edge.measure import ON_CPU, Measure
 from edge.preflight import Evictable, Footprint, Room, grown, less, missing, predict, refusal, room, victims
 from edge.settings import ModelsSettings
 from mesh.messages import Gauges
@@ -114,8 +114,8 @@ class Rooms:
             if (known := self._footprints.get(stored.identity.digest, backend)) is not None:
                 return known
         size = stored.stamp.size if stored.stamp is not None else 0
-        own_worker = self._settings.isolation == "model"
-        return predict(size, on_gpu=instance.chain[0] != "onnxruntime-cpu", own_worker=own_worker)
+        own_worker = self._settings.isolation == "model" or stored.is_step
+        return predict(size, on_gpu=instance.chain[0] not in ON_CPU, own_worker=own_worker)
 
     async def _find(self, instance: Instance, need: Footprint) -> None:
         while True:

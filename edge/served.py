@@ -60,6 +60,8 @@ class Served:
     running: int = 0
     """Runs in progress."""
     completed: int = 0
+    stream_ms: float = 0.0
+    """How long a stream of it lasts of late; 0 until one ended."""
     last_used: float = 0.0
     """Monotonic second of the last request."""
     last_done: float = 0.0

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mesh.settings import Group, MeshSettings
 
-Backend = Literal["tensorrt", "onnxruntime-tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"]
+Backend = Literal["tensorrt", "onnxruntime-tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "python"]
 Chain = Annotated[tuple[Backend, ...], Field(min_length=1, max_length=8)]
 """Backends to try in turn; the first is what is asked for."""
 
@@ -19,7 +19,7 @@ class ModelsSettings(Group):
     """What the agent serves and how it runs it."""
 
     dir: Path | None = None
-    """Model repository in Triton's layout: ``<dir>/<model>/<version>/model.onnx``."""
+    """Model repository in Triton's layout: ``<dir>/<model>/<version>/model.onnx``, or ``model.py``."""
     control: Literal["none", "poll", "explicit"] = "none"
     """As Triton's model control: all models at the start and no change by itself; the same, and what changes on disk
     is followed; or only the models of ``load`` and those that are asked for by name."""
@@ -29,7 +29,10 @@ class ModelsSettings(Group):
     """With ``control`` poll: seconds between two looks at the repository. What changed is taken once it stayed the
     same from one look to the next."""
     isolation: Literal["model", "device", "none"] = "model"
-    """A worker process for each version, one for all of the device, or none: in this process, for trusted models."""
+    """A worker process for each version, one for all of the device, or none: in this process, for trusted models. Steps
+    in Python have one each in any case."""
+    python: bool = True
+    """Whether steps in Python are run, which are code of whoever owns the repository; else those models FAIL."""
     backends: Chain = ("onnxruntime-cpu",)
     """Backends to try in turn; ``model.toml`` may name others."""
     allow_cpu: bool = False

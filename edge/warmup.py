@@ -51,12 +51,17 @@ class _WarmUp:
 
     async def first(self) -> tuple[list[RawTensor], float]:
         """A request that the model answers, and milliseconds of its fastest run."""
-        signature, declared = self._loaded.signature, self._config.warmup
+        signature = self._loaded.signature
+        if self._config.sequence is not None and (why := self._config.sequence.why_unfit(signature)):
+            raise ModelRefused(f"model.toml: {why}")
+        declared = self._config.warmup_inputs(signature)
         unknown = set(declared) - {i.name for i in signature.inputs}
         if unknown:
             raise ModelRefused(f"model.toml declares warmup for {sorted(unknown)[0]!r}, which is not an input")
         if self._config.cascade is not None and (why := self._config.cascade.why_unfit(signature.outputs)):
             raise ModelRefused(f"model.toml: {why}")
+        if why := self._why_unfit():
+            raise ModelRefused(why)
         sizes = FREE_SIZES if any(-1 in i.shape[1:] for i in signature.inputs if i.name not in declared) else (1,)
         failed: HardwareError = RunFailed("no warm-up was tried")
         for size in sizes:
@@ -68,6 +73,18 @@ class _WarmUp:
             except (InvalidInput, RunFailed) as error:
                 failed = error
         raise RunFailed(f"the warm-up inference failed, declare [warmup] in model.toml: {failed.text}")
+
+    def _why_unfit(self) -> str:
+        """Why a step in Python cannot have what is declared for it; empty if it can."""
+        config, decoupled = self._config, self._loaded.decoupled
+        if config.decoupled is not None and config.decoupled != decoupled:
+            is_one = "is" if decoupled else "is not"
+            return f"config.pbtxt declares decoupled = {str(config.decoupled).lower()}, and infer {is_one} a generator"
+        if not decoupled:
+            return ""
+        declared = {"batching": config.batching.max_rows > 1, "cascade": config.cascade, "sequence": config.sequence}
+        unfit = next((name for name, there in declared.items() if there), "")
+        return f"it declares {unfit}, which a decoupled model cannot have" if unfit else ""
 
     async def _first_ms(self, inputs: list[RawTensor]) -> float:
         took = [await self._run_ms(inputs)]
@@ -82,7 +99,8 @@ class _WarmUp:
     async def batched(self, inputs: list[RawTensor], first_ms: float) -> tuple[Batching, tuple[tuple[int, float], ...]]:
         """How requests may run together, and what runs of more rows take."""
         declared = self._config.batching
-        limit = declared.max_rows or AUTOMATIC_ROWS
+        is_code = self._loaded.effective == "python"  # which may do more than to answer: not for a proof
+        limit = declared.max_rows or (1 if is_code else AUTOMATIC_ROWS)
         if self._loaded.batch_limit is not None:
             limit = min(limit, self._loaded.batch_limit)
         rows = batch.rows_of(inputs)
@@ -162,12 +180,24 @@ class _WarmUp:
         return (time.monotonic() - started) * 1e3
 
     async def _run(self, inputs: list[RawTensor]) -> list[RawTensor]:
+        if self._loaded.decoupled:
+            return await self._first_answer(inputs)
         run = self._runtime.run(self._key, inputs, ())
         try:
             return await run
         except asyncio.CancelledError:
             self._runtime.abandon(run)
             raise
+
+    async def _first_answer(self, inputs: list[RawTensor]) -> list[RawTensor]:
+        """Or nothing, where there is none; returns when the stream is ended."""
+        parts = self._runtime.stream(self._key, inputs, ())
+        try:
+            answer: list[RawTensor] = await anext(parts, [])
+        finally:
+            self._runtime.abandon(parts.ended)
+        await asyncio.wait({parts.ended})
+        return answer
 
 
 async def warm_up(runtime: Runtime, key: str, loaded: Loaded, config: ModelConfig, limit_s: float = math.inf) -> Warmed:

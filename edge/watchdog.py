@@ -7,6 +7,7 @@ moment: traffic is the better proof. Not here: runs that hang under traffic (``e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 from edge.executor import Executor
 from edge.instance import Instance
 from edge.settings import ModelsSettings
+from hardware.backend import RawTensor
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, InstanceLost, MeshError, ModelNotReady, Overloaded
 
@@ -56,7 +58,7 @@ class Watchdog:
         runtime = served.runtime
         deadline = Deadline.after_ms(self._settings.watchdog_limit_s * 1e3)
         try:
-            await self._executor.infer(served, warmed.inputs, (), deadline, LAST)
+            await self._answer(instance, warmed.inputs, deadline)
         except (Overloaded, ModelNotReady, InstanceLost):
             return  # traffic came, or it is being seen to already
         except DeadlineExceeded:
@@ -71,6 +73,15 @@ class Watchdog:
         if served.runtime is runtime and instance.state == "READY":
             log.error("model %s: %s", instance.name, why)
             self._give_up(instance, why)
+
+    async def _answer(self, instance: Instance, inputs: list[RawTensor], deadline: Deadline) -> None:
+        """One inference; of a decoupled model its first answer, or its end without any."""
+        executor, served = self._executor, instance.served
+        if instance.loaded is None or not instance.loaded.decoupled:
+            await executor.infer(served, inputs, (), deadline, LAST)
+            return
+        async with contextlib.aclosing(executor.streams.stream(served, inputs, (), deadline, LAST)) as answers:
+            await anext(answers, None)
 
 
 def is_due(instance: Instance, now: float, idle_s: float) -> bool:

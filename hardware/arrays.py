@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -54,13 +55,33 @@ _LENGTH = struct.Struct("<I")
 def from_raw(tensor: RawTensor) -> np.ndarray[Any, Any]:
     """View the tensor's bytes as an array; copies only BYTES, pieces, and data not aligned to its own elements.
 
-    The size must have been checked. Raises ``InvalidInput`` for BYTES that are not what ``shape`` says, or not UTF-8.
+    The size must have been checked. BYTES become ``str``. Raises ``InvalidInput`` for BYTES that are not what ``shape``
+    says, or not UTF-8.
     """
     if tensor.datatype == "BYTES":
-        strings = _decode_bytes(tensor)
-        return np.array(strings, dtype=object).reshape(tensor.shape)
+        return _objects(_decoded(tensor), tensor.shape)
     array: np.ndarray[Any, Any] = np.ndarray(tensor.shape, _DTYPES[tensor.datatype], tensor.whole)
     return array if array.flags.aligned else array.copy()
+
+
+def owned(tensor: RawTensor) -> np.ndarray[Any, Any]:
+    """As :func:`from_raw`, with memory of its own; BYTES stay ``bytes``, which need not be text."""
+    return _objects(_strings(tensor), tensor.shape) if tensor.datatype == "BYTES" else from_raw(tensor).copy()
+
+
+def is_of(array: np.ndarray[Any, Any], datatype: str) -> bool:
+    """Whether an array's elements are what the protocol's datatype is in numpy."""
+    if datatype != "BYTES":
+        return bool(array.dtype == _DTYPES[datatype])
+    return array.dtype.kind in "SU" or (
+        array.dtype.kind == "O" and all(isinstance(item, (bytes, str)) for item in array.flat)
+    )
+
+
+def _objects(items: Sequence[object], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array.reshape(shape)
 
 
 def to_raw(info: TensorInfo, array: Any) -> RawTensor:
@@ -80,7 +101,14 @@ def from_address(name: str, datatype: str, shape: tuple[int, ...], address: int)
     return RawTensor(name, datatype, shape, ctypes.string_at(address, nbytes) if nbytes else b"")
 
 
-def _decode_bytes(tensor: RawTensor) -> list[str]:
+def _decoded(tensor: RawTensor) -> list[str]:
+    try:
+        return [str(item, "utf-8") for item in _strings(tensor)]
+    except UnicodeDecodeError:
+        raise InvalidInput(f"a string of input '{tensor.name}' is not UTF-8") from None
+
+
+def _strings(tensor: RawTensor) -> list[bytes]:
     data = memoryview(tensor.whole)
     count, at, end = prod(tensor.shape), 0, data.nbytes
     if count * 4 > end:
@@ -93,10 +121,7 @@ def _decode_bytes(tensor: RawTensor) -> list[str]:
         at += 4
         if length > end - at:
             raise InvalidInput(f"a string of input '{tensor.name}' is longer than its data")
-        try:
-            strings.append(str(data[at : at + length], "utf-8"))
-        except UnicodeDecodeError:
-            raise InvalidInput(f"a string of input '{tensor.name}' is not UTF-8") from None
+        strings.append(bytes(data[at : at + length]))
         at += length
     if at != end:
         raise InvalidInput(f"input '{tensor.name}' has {end - at} bytes after its last string")

@@ -5,7 +5,7 @@ Not here: any backend (``onnx_backend``), where sessions live (``runtime``), the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, NamedTuple, Protocol
@@ -106,7 +106,8 @@ class EngineOptions:
 class LoadOptions:
     """How a model is to be opened.
 
-    ``backend`` is what is asked for: "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt" or "tensorrt".
+    ``backend`` is what is asked for: "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt" or
+    "python".
     """
 
     backend: str = "onnxruntime-cpu"
@@ -132,6 +133,8 @@ class LoadOptions:
     """For "onnxruntime-tensorrt": folder for this model's engines and timing cache; empty caches nothing."""
     cuda_graphs: bool = False
     """For "tensorrt": replay captured CUDA graphs, one for each of the most used input shapes."""
+    digest: str = ""
+    """For "python": SHA-256 in hex that the file must have; empty takes any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,8 @@ class Loaded:
     """Most rows of the first dimension, where an engine's profiles bound it."""
     detail: str = ""
     """What a person should know about how it runs, such as nodes that stayed on the CPU; empty if nothing."""
+    decoupled: bool = False
+    """Whether it answers a run any number of times: it is a :class:`StreamingSession`, and can only be streamed."""
 
 
 class Interrupt:
@@ -195,6 +200,16 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Release what the model holds, on the thread that opened it. Safe to call again."""
+
+
+class StreamingSession(Session, Protocol):
+    """A decoupled model."""
+
+    def stream(self, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> Generator[list[RawTensor], None, None]:
+        """Run once, for any number of answers; closing the generator ends the run. Arguments and errors as of ``run``.
+
+        An answer's memory may be used until the next one is asked for.
+        """
 
 
 def check_inputs(signature: Signature, inputs: Sequence[RawTensor]) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import msgspec
 
 from hardware.arena import Slot
-from hardware.errors import InvalidInput
-from hardware.frames import MAX_FRAME_BYTES, Reader, Reply, Request, append, decode_reply, encode_slot
+from hardware.errors import InvalidInput, WorkerDied
+from hardware.frames import MAX_FRAME_BYTES, Order, Reader, Reply, Request, append, decode_reply, encode_order
 
 _READ_BYTES = 65536
 
@@ -67,7 +67,17 @@ class Channel:
             return
         # With the pipe full of earlier ones the run just goes on; a worker that ends gives no answer either way.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._control_fd, encode_slot(slot))
+            os.write(self._control_fd, encode_order(Order(False, slot)))
+
+    def go_on(self, slot: Slot) -> None:
+        """Tell the worker that the last part in ``slot`` was taken. Raises ``WorkerDied`` where it does not listen."""
+        if self._control_fd < 0:
+            return
+        with contextlib.suppress(BrokenPipeError):  # the process is ending, and its exit tells
+            try:
+                os.write(self._control_fd, encode_order(Order(True, slot)))
+            except BlockingIOError:
+                raise WorkerDied("the worker process does not read its control pipe") from None
 
     def drain(self) -> None:
         """Take every reply that was written before the other side ended."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,7 +22,7 @@ DEVICE_FAULT_STATUS = 74
 """Exit status of a worker that ended itself after a sticky device error; its last reply says which."""
 
 _LENGTH = struct.Struct("<I")
-_SLOT = struct.Struct("<QQ")
+_ORDER = struct.Struct("<?QQ")
 
 
 class Run(msgspec.Struct, array_like=True, tag=0, frozen=True):
@@ -31,6 +31,8 @@ class Run(msgspec.Struct, array_like=True, tag=0, frozen=True):
     key: str
     inputs: list[Placed]
     outputs: list[str]
+    streams: bool = False
+    """Whether it is answered in ``Part``s before its ``Done``, which is empty then."""
 
 
 class Load(msgspec.Struct, array_like=True, tag=1, frozen=True):
@@ -83,8 +85,16 @@ class Ready(msgspec.Struct, array_like=True, tag=5, frozen=True):
     pid: int
 
 
+class Part(msgspec.Struct, array_like=True, tag=6, frozen=True):
+    """One answer of a run that streams, placed as in ``Done``; the next is not written before the parent's go-on."""
+
+    slot: int
+    generation: int
+    outputs: list[Placed]
+
+
 Request = Run | Load | Unload
-Reply = Done | Failed | Opened | Closed | Refused | Ready
+Reply = Done | Failed | Opened | Closed | Refused | Ready | Part
 
 _encoder = msgspec.msgpack.Encoder()
 decode_request: Callable[[Any], Request] = msgspec.msgpack.Decoder(Request).decode
@@ -99,15 +109,23 @@ def append(buffer: bytearray, message: Request | Reply) -> None:
     _LENGTH.pack_into(buffer, start, len(buffer) - start - 4)
 
 
-def encode_slot(slot: Slot) -> bytes:
-    """What the control pipe carries: a run that nobody wants any more. Shorter than PIPE_BUF, so written whole."""
-    return _SLOT.pack(*slot)
+class Order(NamedTuple):
+    """What the control pipe carries about the run in a slot: ``goes_on`` after a part was taken, or nobody wants it any
+    more."""
+
+    goes_on: bool
+    slot: Slot
 
 
-def decode_slots(data: bytes) -> tuple[list[Slot], bytes]:
-    """The slots in ``data``, and the part of one at its end."""
-    whole = len(data) - len(data) % _SLOT.size
-    return [Slot(*fields) for fields in _SLOT.iter_unpack(data[:whole])], data[whole:]
+def encode_order(order: Order) -> bytes:
+    """Shorter than PIPE_BUF, so written whole."""
+    return _ORDER.pack(order.goes_on, *order.slot)
+
+
+def decode_orders(data: bytes) -> tuple[list[Order], bytes]:
+    """The orders in ``data``, and the part of one at its end."""
+    whole = len(data) - len(data) % _ORDER.size
+    return [Order(goes_on, Slot(*at)) for goes_on, *at in _ORDER.iter_unpack(data[:whole])], data[whole:]
 
 
 class Reader:

@@ -15,8 +15,17 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from hardware.backend import Interrupt, Loaded, LoadOptions, RawTensor
-from hardware.errors import DeviceFault, HardwareError, NotLoaded, RunFailed, WorkerDied
+from hardware.errors import (
+    BackendUnavailable,
+    DeviceFault,
+    HardwareError,
+    InvalidInput,
+    NotLoaded,
+    RunFailed,
+    WorkerDied,
+)
 from hardware.job_thread import JobThreads
+from hardware.parts import Parts
 from hardware.sessions import Sessions
 
 _FASTER, _SLOWER = 0.5, 0.1
@@ -137,6 +146,8 @@ class InlineRuntime:
 
     async def load(self, key: str, path: str, options: LoadOptions) -> Loaded:
         self._require_alive()
+        if options.backend == "python":
+            raise BackendUnavailable("steps in Python run in a worker process only")
         answer = self._thread.submit(lambda: self._sessions.load(key, path, options))
         try:
             loaded: Loaded = await answer
@@ -187,6 +198,18 @@ class InlineRuntime:
         except HardwareError as error:
             future.set_exception(error)
         return future
+
+    def stream(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> Parts:
+        """Fails: what could be streamed is not loaded here."""
+        parts = Parts(self._loop.create_future())
+        try:
+            self._require_alive()
+            if key not in self._models:
+                raise NotLoaded(f"'{key}' is not loaded")
+            raise InvalidInput("the model answers once, and was asked for a stream")
+        except HardwareError as error:
+            parts.ended.set_exception(error)
+        return parts
 
     def _on_thread(
         self, model: _Model, shapes: Shapes, inputs: Sequence[RawTensor], outputs: Sequence[str]

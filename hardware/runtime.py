@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from hardware.backend import Loaded, LoadOptions, RawTensor
+from hardware.parts import Parts
 
 
 class Runtime(Protocol):
@@ -33,9 +34,16 @@ class Runtime(Protocol):
         a model go on at the same time; more wait in order. Cancelling the future gives up the answer, not the run.
         """
 
+    def stream(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> Parts:
+        """As :meth:`run`, of a decoupled model, which answers any number of times.
+
+        A model that answers once and is asked for a stream fails with ``InvalidInput``, as does a decoupled one that is
+        asked for a run.
+        """
+
     def abandon(self, run: asyncio.Future[list[RawTensor]]) -> None:
         """Nobody wants this run any more: it is not begun, or ended early where its backend can. Its future fails with
-        ``RunFailed``, or is answered if the run was quicker."""
+        ``RunFailed``, or is answered if the run was quicker. Of a stream it is ``Parts.ended``."""
 
     async def unload(self, key: str) -> None:
         """Close the model once the runs before this call are done; raises ``NotLoaded``."""

@@ -5,10 +5,11 @@ Models are loaded and unloaded on one thread, run on any. Not here: the backends
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import cast
 
-from hardware.backend import Interrupt, Loaded, LoadOptions, RawTensor, Session
-from hardware.errors import BackendUnavailable, ModelRefused, NotLoaded
+from hardware.backend import Interrupt, Loaded, LoadOptions, RawTensor, Session, StreamingSession
+from hardware.errors import BackendUnavailable, InvalidInput, ModelRefused, NotLoaded
 
 
 def open_session(path: str, options: LoadOptions) -> Session:
@@ -21,6 +22,10 @@ def open_session(path: str, options: LoadOptions) -> Session:
         from hardware import tensorrt_session
 
         return tensorrt_session.open_session(path, options)
+    if options.backend == "python":
+        from hardware import python_step
+
+        return python_step.open_session(path, options)
     raise BackendUnavailable(f"there is no backend '{options.backend}'")
 
 
@@ -38,10 +43,24 @@ class Sessions:
     def run(
         self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str], interrupt: Interrupt | None = None
     ) -> list[RawTensor]:
+        session = self._at(key)
+        if session.loaded.decoupled:
+            raise InvalidInput("the model answers any number of times, and was asked for one answer")
+        return session.run(inputs, outputs, interrupt)
+
+    def stream(
+        self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]
+    ) -> Generator[list[RawTensor], None, None]:
+        session = self._at(key)
+        if not session.loaded.decoupled:
+            raise InvalidInput("the model answers once, and was asked for a stream")
+        return cast(StreamingSession, session).stream(inputs, outputs)
+
+    def _at(self, key: str) -> Session:
         session = self._open.get(key)
         if session is None:
             raise NotLoaded(f"'{key}' is not loaded")
-        return session.run(inputs, outputs, interrupt)
+        return session
 
     def unload(self, key: str) -> None:
         session = self._open.pop(key, None)

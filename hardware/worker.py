@@ -9,12 +9,13 @@ and a closed pipe ends its loop. Not here: anything about models (``sessions``),
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
 
-from hardware.arena import Arena, Placed, put
+from hardware.arena import Arena, Placed, Slot, put
 from hardware.backend import RawTensor
 from hardware.confinement import confine
 from hardware.errors import DeviceFault, DeviceOutOfMemory, HardwareError, RunFailed
@@ -24,14 +25,15 @@ from hardware.frames import (
     Failed,
     Load,
     Opened,
+    Part,
     Reader,
     Ready,
     Refused,
     Reply,
     Run,
     Unload,
+    decode_orders,
     decode_request,
-    decode_slots,
 )
 from hardware.sessions import Sessions
 from hardware.worker_runs import Lane, Outbox, Runs
@@ -81,13 +83,14 @@ class Worker:
     def _control(self) -> None:
         rest = b""
         while chunk := os.read(self._control_fd, _READ_BYTES):
-            slots, rest = decode_slots(rest + chunk)
-            for slot in slots:
-                self._runs.call_off(slot)
+            orders, rest = decode_orders(rest + chunk)
+            for order in orders:
+                self._runs.told(order)
+        self._runs.hang_up()
 
     def _answer(self, run: Run) -> Done | Failed:
         try:
-            return Done(run.slot, run.generation, self._run(run))
+            return Done(run.slot, run.generation, self._stream(run) if run.streams else self._run(run))
         except DeviceFault as error:
             if not self._lanes:  # then this is the thread that holds replies
                 self._outbox.flush()
@@ -102,14 +105,36 @@ class Worker:
         if interrupt is None:
             raise RunFailed("the run was abandoned before it began")
         try:
-            slot = self._inputs.slot(run.slot)
-            tensors = [
-                RawTensor(at.name, at.datatype, at.shape, slot[at.offset : at.offset + at.nbytes]) for at in run.inputs
-            ]
-            results = self._sessions.run(run.key, tensors, run.outputs, interrupt)
+            results = self._sessions.run(run.key, self._given(run), run.outputs, interrupt)
         finally:
             self._runs.end(run.slot)
         return put(self._outputs.slot(run.slot), results)
+
+    def _given(self, run: Run) -> list[RawTensor]:
+        slot = self._inputs.slot(run.slot)
+        return [RawTensor(at.name, at.datatype, at.shape, slot[at.offset : at.offset + at.nbytes]) for at in run.inputs]
+
+    def _stream(self, run: Run) -> list[Placed]:
+        """Each answer is written and announced; the model goes on once it was taken."""
+        interrupt = self._runs.begin(run.slot, run.generation)
+        try:
+            if interrupt is None:
+                raise RunFailed("the run was abandoned before it began")
+            if not self._lanes:
+                self._outbox.flush()  # it may take long until this thread comes by again
+            slot = Slot(run.slot, run.generation)
+            turn = self._runs.streams(slot, interrupt)
+            try:
+                with contextlib.closing(self._sessions.stream(run.key, self._given(run), run.outputs)) as answers:
+                    for answer in answers:
+                        self._outbox.send(Part(*slot, put(self._outputs.slot(run.slot), answer)))
+                        if not turn.comes():
+                            raise RunFailed("the run was abandoned")
+            finally:
+                self._runs.streamed(slot)
+        finally:
+            self._runs.end(run.slot)
+        return []
 
     def _open_or_close(self, request: Load | Unload) -> Reply:
         try:

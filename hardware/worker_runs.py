@@ -13,7 +13,24 @@ from typing import NoReturn
 
 from hardware.arena import Slot
 from hardware.backend import Interrupt
-from hardware.frames import DEVICE_FAULT_STATUS, Reply, Run, append
+from hardware.frames import DEVICE_FAULT_STATUS, Order, Reply, Run, append
+
+
+class Turn:
+    """Where a run that streams waits until its answer was taken."""
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+        self._taken = threading.Semaphore(0)
+        interrupt.on_set(self._taken.release)
+
+    def comes(self) -> bool:
+        """Block until the next answer may be written; False where nobody wants it any more."""
+        self._taken.acquire()
+        return not self._interrupt.is_set
+
+    def give(self) -> None:
+        self._taken.release()
 
 
 class Runs:
@@ -28,6 +45,9 @@ class Runs:
         self._called_off = [0] * slots
         """Last generation that was called off in each slot."""
         self._in_progress: list[tuple[int, Interrupt] | None] = [None] * slots
+        self._turns: dict[Slot, Turn] = {}
+        """Of the runs that stream."""
+        self._hung_up = False
 
     def begin(self, slot: int, generation: int) -> Interrupt | None:
         """None where the run was called off already."""
@@ -38,6 +58,28 @@ class Runs:
     def end(self, slot: int) -> None:
         """To be called before the reply: after it the slot may hold the next run."""
         self._in_progress[slot] = None
+
+    def streams(self, slot: Slot, interrupt: Interrupt) -> Turn:
+        """The run that was begun waits for turns from now on, until :meth:`streamed`, which comes before its end."""
+        turn = self._turns[slot] = Turn(interrupt)
+        if self._hung_up:
+            interrupt.set()
+        return turn
+
+    def streamed(self, slot: Slot) -> None:
+        del self._turns[slot]
+
+    def told(self, order: Order) -> None:
+        if not order.goes_on:
+            self.call_off(order.slot)
+        elif turn := self._turns.get(order.slot):
+            turn.give()
+
+    def hang_up(self) -> None:
+        """The parent is leaving: nobody would ever give a stream its turn."""
+        self._hung_up = True
+        for slot in list(self._turns):
+            self.call_off(slot)
 
     def call_off(self, slot: Slot) -> None:
         self._called_off[slot.number] = slot.generation

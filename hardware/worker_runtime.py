@@ -2,21 +2,20 @@
 
 Tensors lie in the slots of two sealed arenas, messages go over a ``channel``. A run takes a slot or waits for one,
 first come first served; the slot is free again when its reply was read or the worker is dead, never when the caller
-gives up or abandons it. Results are copied out before they are looked at. Not here: restarts and deadlines (the
-agent's), the process itself (``worker_process``), its other side (``worker``).
+gives up or abandons it. Results are copied out before they are looked at. Not here: the runs in their slots
+(``worker_calls``), restarts and deadlines (the agent's), the process itself (``worker_process``), its other side
+(``worker``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-from hardware.arena import Slot, SlotTable, copy_out, put
 from hardware.backend import Loaded, LoadOptions, RawTensor, check_inputs
 from hardware.channel import Channel
 from hardware.errors import (
@@ -24,25 +23,27 @@ from hardware.errors import (
     DeviceFault,
     HardwareError,
     NotLoaded,
-    RunFailed,
     WorkerDied,
     from_code,
 )
-from hardware.frames import DEVICE_FAULT_STATUS, Done, Failed, Load, Opened, Ready, Refused, Reply, Request, Run, Unload
+from hardware.frames import (
+    DEVICE_FAULT_STATUS,
+    Done,
+    Failed,
+    Load,
+    Opened,
+    Part,
+    Ready,
+    Refused,
+    Reply,
+    Request,
+    Unload,
+)
+from hardware.parts import Parts
+from hardware.worker_calls import Call, Calls, Results
 from hardware.worker_process import WorkerOptions, WorkerProcess
 
 _READY_TICKET = 0
-
-Results = list[RawTensor]
-
-
-class _Call(NamedTuple):
-    """A run as it was asked for."""
-
-    future: asyncio.Future[Results]
-    key: str
-    inputs: Sequence[RawTensor]
-    outputs: Sequence[str]
 
 
 class WorkerRuntime:
@@ -62,10 +63,7 @@ class WorkerRuntime:
         self._closing = False
         self._fault = ""
         self._gone: Callable[[], HardwareError] = lambda: NotLoaded("the runtime is not started")
-        self._slots = SlotTable(self._options.slots)
-        self._running: dict[Slot, tuple[asyncio.Future[Results], str]] = {}
-        """Future and key of the run in each slot; its inputs are copied, and let go."""
-        self._waiting: deque[_Call] = deque()
+        self._calls = Calls(self._options.slots)
         self._loaded: dict[str, Loaded] = {}
         self._leaving: dict[str, asyncio.Future[Any]] = {}
         """Models to be unloaded when their last runs are answered."""
@@ -82,7 +80,8 @@ class WorkerRuntime:
         except OSError as error:
             raise BackendUnavailable(f"a worker process cannot be started: {error.strerror}") from error
         self._alive = True
-        self._channel = Channel(process.pipes, self._on_reply, self._dispatch_waiting, self._on_broken)
+        self._channel = Channel(process.pipes, self._on_reply, self._on_read, self._on_broken)
+        self._calls.connected(process, self._channel)
         self._loop.add_reader(process.exit_fd, self._on_exit)
         try:
             await ready
@@ -135,35 +134,29 @@ class WorkerRuntime:
 
     def run(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> asyncio.Future[Results]:
         future: asyncio.Future[Results] = self._loop.create_future()
-        call = _Call(future, key, inputs, outputs)
+        self._begin(Call(future, key, inputs, outputs))
+        return future
+
+    def stream(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> Parts:
+        parts = Parts(self._loop.create_future())
+        self._begin(Call(parts.ended, key, inputs, outputs, parts))
+        return parts
+
+    def _begin(self, call: Call) -> None:
         try:
             if not self.alive:
                 raise self._gone()
-            loaded = self._loaded.get(key)
+            loaded = self._loaded.get(call.key)
             if loaded is None:
-                raise NotLoaded(f"'{key}' is not loaded")
-            check_inputs(loaded.signature, inputs)
-            slot = self._slots.take()
-            if slot is None:
-                self._waiting.append(call)
-            else:
-                self._dispatch(slot, call)
+                raise NotLoaded(f"'{call.key}' is not loaded")
+            check_inputs(loaded.signature, call.inputs)
+            self._calls.begin(call)
         except HardwareError as error:
-            future.set_exception(error)
-        return future
+            call.future.set_exception(error)
 
     def abandon(self, run: asyncio.Future[Results]) -> None:
-        for slot, (future, _) in self._running.items():
-            if future is run:
-                self._channel.abandon(slot)
-                return
-        for call in self._waiting:
-            if call.future is run:
-                self._waiting.remove(call)
-                if not run.done():
-                    run.set_exception(RunFailed("the run was abandoned before it began"))
-                self._unload_idle()
-                return
+        if self._calls.abandon(run):
+            self._unload_idle()
 
     def kill(self) -> None:
         """End the process now, for one that hangs: everything in it fails, and ``on_death`` is called."""
@@ -184,37 +177,15 @@ class WorkerRuntime:
             self.kill()
         await asyncio.shield(self._exited)
 
-    def _dispatch(self, slot: Slot, call: _Call) -> None:
-        """Hand ``call`` to the worker in ``slot``, which is given back where that fails."""
-        try:
-            placed = put(self._process.inputs.slot(slot.number), call.inputs)
-            request = Run(slot.number, slot.generation, call.key, placed, list(call.outputs))
-            self._channel.send(request, at_once=not self._running)
-        except BaseException:
-            self._slots.release(slot)
-            raise
-        self._running[slot] = call.future, call.key
-
-    def _dispatch_waiting(self) -> None:
-        while self._waiting and self.alive:
-            if self._waiting[0].future.done():  # given up while it waited
-                self._waiting.popleft()
-                continue
-            slot = self._slots.take()
-            if slot is None:
-                return
-            call = self._waiting.popleft()
-            try:
-                self._dispatch(slot, call)
-            except HardwareError as error:
-                call.future.set_exception(error)
+    def _on_read(self) -> None:
+        if self.alive:
+            self._calls.begin_waiting()
         if self._leaving:
             self._unload_idle()
 
     def _unload_idle(self) -> None:
         """Unload what is leaving and has no run left, given up ones included: else the worker would wait for them."""
-        busy = {key for _, key in self._running.values()} | {call.key for call in self._waiting}
-        for key in self._leaving.keys() - busy:
+        for key in self._leaving.keys() - self._calls.busy():
             self._ask(partial(Unload, key=key), self._leaving.pop(key))
 
     def _ask(self, request: Callable[[int], Request], answer: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
@@ -228,31 +199,24 @@ class WorkerRuntime:
 
     def _on_reply(self, reply: Reply) -> None:
         if isinstance(reply, (Done, Failed)):
-            self._on_run_reply(reply)
+            if (error := self._calls.ended(reply)) is not None:
+                self._judge(error)
+            return
+        if isinstance(reply, Part):
+            self._calls.part(reply)
             return
         answer = self._tickets.pop(_READY_TICKET if isinstance(reply, Ready) else reply.ticket, None)
         if answer is None:
             raise ValueError("nobody asked")
         if isinstance(reply, Refused):
-            self._fail(answer, from_code(reply.code, reply.text))
+            refused = from_code(reply.code, reply.text)
+            if not answer.done():
+                answer.set_exception(refused)
+            self._judge(refused)
         elif not answer.done():
             answer.set_result(reply.loaded if isinstance(reply, Opened) else None)
 
-    def _on_run_reply(self, reply: Done | Failed) -> None:
-        slot = Slot(reply.slot, reply.generation)
-        future, _ = self._running.get(slot, (None, ""))
-        if future is None:
-            raise ValueError(f"slot {slot.number} is not in use")
-        if isinstance(reply, Failed):
-            self._fail(future, from_code(reply.code, reply.text))
-        elif not future.done():
-            future.set_result(copy_out(self._process.outputs.slot(slot.number), reply.outputs))
-        del self._running[slot]
-        self._slots.release(slot)
-
-    def _fail(self, future: asyncio.Future[Any], error: HardwareError) -> None:
-        if not future.done():
-            future.set_exception(error)
+    def _judge(self, error: HardwareError) -> None:
         if isinstance(error, DeviceFault):  # the worker's last words: it is ending
             text = f"the worker process ended itself after a device fault: {error.text}"
             self._lose(WorkerDied(text, exit_code=DEVICE_FAULT_STATUS), lambda: DeviceFault(error.text))
@@ -285,10 +249,8 @@ class WorkerRuntime:
             self.on_death(death.text)
 
     def _fail_all(self, make: Callable[[], HardwareError]) -> None:
-        """Fail every pending future; slots stay taken until their replies are read."""
-        runs = [future for future, _ in self._running.values()] + [call.future for call in self._waiting]
-        pending = [*runs, *self._tickets.values(), *self._leaving.values()]
-        self._waiting.clear()
+        self._calls.fail(make)
+        pending = [*self._tickets.values(), *self._leaving.values()]
         self._leaving.clear()
         for future in pending:
             if not future.done():

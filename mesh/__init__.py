@@ -10,17 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mesh.client import Client, Result, SyncClient
+    from mesh.client import Client
     from mesh.errors import MeshError
     from mesh.oip.tensor import Tensor
+    from mesh.result import Result
+    from mesh.sync_client import SyncClient
 
 __all__ = ["Client", "MeshError", "Result", "SyncClient", "Tensor"]
 
 _HOMES = {
     "Client": "mesh.client",
     "MeshError": "mesh.errors",
-    "Result": "mesh.client",
-    "SyncClient": "mesh.client",
+    "Result": "mesh.result",
+    "SyncClient": "mesh.sync_client",
     "Tensor": "mesh.oip.tensor",
 }
 

@@ -17,6 +17,8 @@ from mesh.lifecycle import Tasks
 
 log = logging.getLogger(__name__)
 
+BUS_MARGIN = 8 * 1024
+"""Room for the headers below the bus's ``max_payload``."""
 HANDLER_LIMIT = 256
 """Handlers of one subscription that run at once."""
 

@@ -6,17 +6,23 @@ Callers on a node's own subject share the bus, which proves them (DESIGN D4): th
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any
 
-from mesh import hop, subjects
+from mesh import bus_streams, hop, subjects
 from mesh.bus import Bus, BusMessage, Subscription
+from mesh.bus_core import BUS_MARGIN
+from mesh.bus_streams import BusStreams
 from mesh.dataplane import Dataplane, unexpected
 from mesh.errors import BusUnavailable, InvalidRequest, MeshError, PayloadTooLarge, ProtocolError
-from mesh.hop_bus import METADATA, error_headers
-from mesh.oip.documents import encode_model_metadata
+from mesh.hop import Reply
+from mesh.hop_bus import REQUEST, error_headers, lower
+from mesh.oip.request import InferRequest
+from mesh.questions import OF_A_MODEL, READ, answer
 from mesh.values import ModelRef
 
 log = logging.getLogger(__name__)
@@ -29,7 +35,10 @@ class BusDoor:
         self._dataplane = dataplane
         self._bus = bus
         self.in_flight = 0
+        self._streams = BusStreams()
         self._subscriptions: list[Subscription] = []
+        self._running: dict[str, asyncio.Task[Any]] = {}
+        """What may be called off, by the name that its caller gave it."""
 
     async def leave(self) -> None:
         """Take nothing more; what is being answered goes on. Callers are told by the bus that nobody is here."""
@@ -37,14 +46,26 @@ class BusDoor:
             await subscription.unsubscribe()
         self._subscriptions.clear()
 
+    async def fetched(self, timeout_s: float) -> None:
+        """Wait until what was streamed is fetched, at most for ``timeout_s``."""
+        await self._streams.fetched(timeout_s)
+
     @contextlib.asynccontextmanager
     async def serving_node(self, site: str, node: str) -> AsyncIterator[None]:
-        """Answer on ``mesh.v1.<site>.node.<node>.infer`` while entered."""
+        """Answer on ``mesh.v1.<site>.node.<node>.infer`` and ``.control`` while entered."""
+        fetches = await self._bus.subscribe(subjects.stream(node), self._on_fetch)
+        cancels = await self._bus.subscribe(subjects.cancel(site, node), self._on_cancel)
         self._subscriptions.append(await self._bus.subscribe(subjects.infer(site, node), self._on_hop))
+        self._subscriptions.append(await self._bus.subscribe(subjects.control(site, node), self._on_control))
+        remove = self._bus.on_state(lambda connected: None if connected else self._streams.end_all())
         try:
-            yield
+            async with self._streams.running():
+                yield
         finally:
+            remove()
             await self.leave()
+            await fetches.unsubscribe()
+            await cancels.unsubscribe()
 
     @contextlib.asynccontextmanager
     async def serving_applications(self) -> AsyncIterator[None]:
@@ -58,17 +79,31 @@ class BusDoor:
             await self.leave()
 
     async def _on_hop(self, message: BusMessage) -> None:
-        await self._answer(message, proven=True)
+        name, task = lower(message.headers).get(REQUEST, ""), asyncio.current_task()
+        if not name or name in self._running or task is None:
+            await self._answer(message, self._serve(message, proven=True))
+            return
+        self._running[name] = task
+        try:
+            await self._answer(message, self._serve(message, proven=True))
+        finally:
+            del self._running[name]
+
+    async def _on_cancel(self, message: BusMessage) -> None:
+        task = self._running.get(lower(message.headers).get(REQUEST, ""))
+        if task is not None:
+            task.cancel()
 
     async def _on_application(self, message: BusMessage) -> None:
-        await self._answer(message, proven=False)
+        await self._answer(message, self._serve(message, proven=False))
 
-    async def _answer(self, message: BusMessage, *, proven: bool) -> None:
+    async def _answer(self, message: BusMessage, serving: Coroutine[Any, Any, tuple[bytes, dict[str, str]]]) -> None:
         if not message.reply:
+            serving.close()
             return
         self.in_flight += 1
         try:
-            payload, answered = await self._serve(message, proven=proven)
+            payload, answered = await serving
         except MeshError as error:
             payload, answered = b"", error_headers(error)
         except Exception:  # noqa: BLE001 - a door answers whatever happens; logged under an id
@@ -79,15 +114,65 @@ class BusDoor:
 
     async def _serve(self, message: BusMessage, *, proven: bool) -> tuple[bytes, dict[str, str]]:
         arrived = time.monotonic()
-        headers = {name.lower(): value for name, value in message.headers.items()}
+        headers = lower(message.headers)
         ref = ModelRef(headers.get(hop.MODEL, "") if proven else _asked(message.subject), headers.get(hop.VERSION, ""))
+        what = headers.get(hop.OP, "")
+        if what in (READ if proven else OF_A_MODEL):
+            return await self._question(what, ref, message.payload, hops=1 if proven else 0), {}
         if not ref.name:
             raise InvalidRequest("the request names no model: header Mesh-Model is missing")
-        if headers.get(hop.OP) == METADATA:
-            return encode_model_metadata(await self._dataplane.metadata(ref, hops=1 if proven else 0)), {}
-        request = self._dataplane.decode(ref, message.payload, headers.get(hop.HEADER_LENGTH))
+        if headers.get(hop.HEADER_LENGTH) == "0":
+            request = await self._dataplane.known.raw(ref, message.payload, binary=True)
+        else:
+            request = self._dataplane.decode(ref, message.payload, headers.get(hop.HEADER_LENGTH))
+        if what == bus_streams.STREAM:
+            return await self._stream(request, arrived, headers, proven=proven)
         reply = await self._dataplane.infer(request, arrived, headers if proven else None, want_load=proven)
         return reply.body.joined(), hop.reply_headers(reply, want_load=proven) | hop.cascade_headers(reply)
+
+    async def _on_control(self, message: BusMessage) -> None:
+        headers = lower(message.headers)
+        what, ref = headers.get(hop.OP, ""), ModelRef(headers.get(hop.MODEL, ""))
+
+        async def serve() -> tuple[bytes, dict[str, str]]:
+            if what not in hop.CHANGES or not ref.name:
+                raise InvalidRequest("here a model is loaded or unloaded by the headers Mesh-Op and Mesh-Model")
+            return await self._question(what, ref, message.payload, hops=1), {}
+
+        await self._answer(message, serve())
+
+    async def _question(self, what: str, ref: ModelRef, body: bytes, *, hops: int) -> bytes:
+        """Who may ask to change models is for the bus to say: that has a subject of its own."""
+        own = self._dataplane.repositories.own
+        return await answer(self._dataplane, what, ref, body, hops=hops, repository=lambda _: own())
+
+    async def _stream(
+        self, request: InferRequest, arrived: float, headers: dict[str, str], *, proven: bool
+    ) -> tuple[bytes, dict[str, str]]:
+        """Begin a stream: its name, and what is there of it."""
+        most = self._bus.max_payload - BUS_MARGIN
+        replies = self._dataplane.stream(request, arrived, headers if proven else None, want_load=proven)
+        name = self._streams.open(_expected(replies, request.model), most, headers.get(bus_streams.NAME, ""))
+        payload, answered = await self._streams.fetch(name, most, bus_streams.FIRST_S)
+        where = {bus_streams.NAME: name, bus_streams.FETCH: subjects.stream(self._dataplane.identity.node)}
+        return payload, answered | where
+
+    async def _on_fetch(self, message: BusMessage) -> None:
+        headers = lower(message.headers)
+        name, what = headers.get(bus_streams.NAME, ""), headers.get(hop.OP)
+        if what == bus_streams.END:
+            self._streams.end(name)
+        elif what == bus_streams.KEEP:
+            self._streams.keep(name)
+        elif message.reply:
+            await self._fetch(message, name)
+
+    async def _fetch(self, message: BusMessage, name: str) -> None:
+        try:
+            payload, answered = await self._streams.fetch(name, self._bus.max_payload - BUS_MARGIN)
+        except MeshError as error:
+            payload, answered = b"", error_headers(error)
+        await self._send(message.reply, payload, answered)
 
     async def _send(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         try:
@@ -97,6 +182,18 @@ class BusDoor:
             await self._bus.publish(subject, b"", error_headers(too_large))
         except BusUnavailable:
             log.info("an answer could not be sent: the bus is gone, its caller was told by its own connection")
+
+
+async def _expected(replies: AsyncGenerator[Reply, None], what: str) -> AsyncGenerator[Reply, None]:
+    """A stream that ends with errors of ours only."""
+    async with contextlib.aclosing(replies):
+        try:
+            async for reply in replies:
+                yield reply
+        except MeshError:
+            raise
+        except Exception:  # noqa: BLE001 - as in _answer
+            raise unexpected(what) from None
 
 
 def _asked(subject: str) -> str:

@@ -1,91 +1,80 @@
 """The SDK: infer on whatever door of the mesh answers in time. Numpy in, numpy out, one deadline.
 
-``Client`` is async; ``SyncClient`` is the same calls for plain code, on a thread of its own. Doors come from URLs,
-from ``MESH_URL``, or from zeroconf. The client routes among doors by the same rule as the mesh routes among nodes and
-goes to another door when one dies. Not here: streams and sequences.
+Doors come from URLs, from ``MESH_URL``, from the reports on a bus, or from zeroconf. The client routes among doors by
+the same rule as the mesh routes among nodes and goes to another door when one dies. Not here: the same calls for plain
+code (``sync_client``), what is sent and what comes back (``result``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import secrets
-import threading
-from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
 
 import msgspec
-import numpy as np
 
 from mesh.addresses import host_token, parse
+from mesh.client_sequence import ClientSequence
 from mesh.deadline import Deadline
 from mesh.discovery import Discovery, Found
+from mesh.door_bus import RouterHop
 from mesh.doors import NO_DOOR, DoorHop, DoorWays
 from mesh.errors import ConfigError, MeshError, NodeLost, NoReadyInstance
 from mesh.hop import Context
 from mesh.hop_http import HttpClient, model_path
 from mesh.lifecycle import within
+from mesh.nats_bus import NatsBus, NatsOptions
 from mesh.neighbours import Neighbours
 from mesh.oip.documents import decode_model_metadata
-from mesh.oip.request import InferRequest, RequestedOutput
-from mesh.oip.response import decode_response
-from mesh.oip.tensor import Tensor
+from mesh.result import Inputs, Result, make_request, read_result
 from mesh.router import Router
-from mesh.values import ModelIdentity, ModelMetadata, ModelRef, Route
+from mesh.sequencer import Sequencer
+from mesh.values import ModelIdentity, ModelMetadata, ModelRef
 from mesh.view import View
 from mesh.watcher import Watcher
-
-T = TypeVar("T")
 
 DISCOVERY_S = 3.0
 SETTLE_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Outputs by name, and where they were computed."""
-
-    outputs: dict[str, np.ndarray[Any, Any]]
-    model: str
-    version: str
-    node: str
-    route: Route
-    """``local``, ``peer`` or ``cloud``, as seen from the door that took the request."""
-    hops: int
-    cascade: str = ""
-    """Of a cascade: "small" or "large", whichever model answered; empty where none was applied."""
-    confidence: float | None = None
-    """How sure the small model of the cascade was, 0 to 1."""
-
-    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
-        return self.outputs[name]
-
-
 class Client:
     """An async context manager.
 
-    ``urls`` are doors (``http://HOST:PORT``), the first preferred; none means ``MESH_URL``, else zeroconf. ``mesh``
-    limits what zeroconf may find to one mesh id; without it the first mesh found is the one.
+    ``urls`` are doors (``http://HOST:PORT``), the first preferred, and servers of a bus (``nats://HOST:PORT``), whose
+    nodes tell of their doors; none means ``MESH_URL``, else zeroconf. ``mesh`` limits what zeroconf or the bus may find
+    to one mesh id; without it the first mesh that zeroconf finds is the one. At most ``retry_ratio`` of the requests
+    are tried again elsewhere after an error that leaves open whether they ran. ``nats`` is for a bus that wants more
+    than ``nats_token``.
     """
 
-    def __init__(self, *urls: str, mesh: str | None = None, deadline_ms: float = 10_000.0) -> None:
+    def __init__(
+        self,
+        *urls: str,
+        mesh: str | None = None,
+        deadline_ms: float = 10_000.0,
+        retry_ratio: float = 0.1,
+        nats_token: str = "",
+        nats: NatsOptions | None = None,
+    ) -> None:
         given = urls or tuple(u for u in os.environ.get("MESH_URL", "").split(",") if u)
-        self._addresses = tuple(door_address(url) for url in given)
+        self._addresses = tuple(door_address(url) for url in given if not is_bus(url))
         self._mesh = mesh
         self._deadline_ms = deadline_ms
         self._found = asyncio.Event()
-        name = f"client-{secrets.token_hex(4)}"
-        watcher = Watcher("", name)
+        name = self._name = f"client-{secrets.token_hex(4)}"
+        buses = tuple(url for url in given if is_bus(url))
+        self._nats = nats or (NatsOptions(buses, name, token=nats_token) if buses else None)
+        watcher = Watcher(mesh or "", name)
         self._http = HttpClient(name)
         self._neighbours = Neighbours(watcher, self._http, None, name)
         self._watcher = watcher
-        ways = DoorWays(watcher, self._neighbours, DoorHop(self._http), self._addresses, host_token())
+        self._ways = DoorWays(watcher, self._neighbours, DoorHop(self._http), self._addresses, host_token())
         view = View(name, watcher, None)
-        self._router = Router(view=view, ways=ways, neighbours=self._neighbours)
+        self._router = Router(view=view, ways=self._ways, neighbours=self._neighbours, retry_ratio=retry_ratio)
+        self._sequencer = Sequencer(self._router.infer)
         self._stack = contextlib.AsyncExitStack()
         self._open = False
 
@@ -96,11 +85,14 @@ class Client:
             await stack.enter_async_context(self._neighbours.running())
             for address in self._addresses:
                 self._neighbours.hear_of(address, "given")
-            if not self._addresses:
+            if self._nats is not None:
+                await self._listen(stack, self._nats)
+            elif not self._addresses:
                 discovery = Discovery(
                     announce=None, on_found=self._on_found, on_gone=self._neighbours.forget, interfaces=None
                 )
                 await stack.enter_async_context(discovery)
+            if not self._addresses:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await within(DISCOVERY_S, self._found.wait())
             await self._neighbours.settled(SETTLE_S)
@@ -112,10 +104,19 @@ class Client:
         self._open = False
         await self._stack.aclose()
 
+    async def _listen(self, stack: contextlib.AsyncExitStack, options: NatsOptions) -> None:
+        """Learn of doors from the reports on the bus, and ask the routers over it where no door can be reached."""
+        bus = await stack.enter_async_context(NatsBus(options))
+        self._watcher.on_news(lambda _: self._found.set())
+        await stack.enter_async_context(self._watcher.subscribed(bus, ("*",)))
+        self._ways.join_bus(bus, RouterHop(bus))
+        if not self._addresses:
+            await bus.wait_connected(DISCOVERY_S)
+
     async def infer(
         self,
         model: str,
-        inputs: Mapping[str, np.ndarray[Any, Any]] | Sequence[Tensor],
+        inputs: Inputs,
         *,
         version: str = "",
         outputs: Sequence[str] = (),
@@ -124,26 +125,38 @@ class Client:
     ) -> Result:
         """Run ``model`` once. No ``outputs`` means all. Raises an error of ``mesh.errors``."""
         self._check_open()
-        if isinstance(inputs, Mapping):
-            tensors = tuple(Tensor.from_numpy(name, array) for name, array in inputs.items())
-        else:
-            tensors = tuple(inputs)
-        deadline = Deadline.after_ms(self._deadline_ms if deadline_ms is None else deadline_ms)
-        request = InferRequest(
-            model=model,
-            version=version,
-            id="",
-            parameters=dict(parameters or {}),
-            inputs=tensors,
-            outputs=tuple(RequestedOutput(name, True, {}) for name in outputs),
-            binary_default=True,
-            wire=None,
-        )
-        reply = await self._router.infer(request, ModelIdentity(model, version, ""), Context(deadline))
-        response = decode_response(reply.body.joined(), reply.body.header_length)
-        arrays = {t.name: t.numpy() for t in response.outputs}
-        answered = response.model, response.version, reply.node, reply.route, reply.hops
-        return Result(arrays, *answered, reply.cascade, reply.confidence)
+        deadline = self._deadline(deadline_ms)
+        request = make_request(model, version, inputs, outputs, parameters)
+        return read_result(await self._router.infer(request, ModelIdentity(model, version, ""), Context(deadline)))
+
+    async def stream(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        deadline_ms: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> AsyncGenerator[Result, None]:
+        """The answers of ``model``, as they come: any number of a decoupled one, else one. The deadline is for all of
+        them. An async generator: whoever leaves early should close it (``contextlib.aclosing``), which ends the run.
+        """
+        self._check_open()
+        deadline = self._deadline(deadline_ms)
+        request = make_request(model, version, inputs, outputs, parameters)
+        replies = self._router.stream(request, ModelIdentity(model, version, ""), Context(deadline))
+        async with contextlib.aclosing(replies):
+            async for reply in replies:
+                yield read_result(reply)
+
+    def sequence(
+        self, model: str, *, version: str = "", sequence_id: int | str = 0, deadline_ms: float | None = None
+    ) -> ClientSequence:
+        """Requests to a model that keeps state, one after the other; 0 takes an id that this client did not use yet."""
+        self._check_open()
+        each_ms = self._deadline_ms if deadline_ms is None else deadline_ms
+        return ClientSequence(self._sequencer, self._name, ModelIdentity(model, version, ""), sequence_id, each_ms)
 
     async def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """Inputs and outputs of a model held anywhere in the mesh."""
@@ -177,6 +190,9 @@ class Client:
                 failed = error
         raise failed
 
+    def _deadline(self, deadline_ms: float | None) -> Deadline:
+        return Deadline.after_ms(self._deadline_ms if deadline_ms is None else deadline_ms)
+
     def _check_open(self) -> None:
         if not self._open:
             raise RuntimeError("the client is not open: use it in a with statement")
@@ -192,63 +208,8 @@ class Client:
         self._found.set()
 
 
-class SyncClient:
-    """A context manager with the calls of :class:`Client`, for code without an event loop."""
-
-    def __init__(self, *urls: str, mesh: str | None = None, deadline_ms: float = 10_000.0) -> None:
-        self._make = functools.partial(Client, *urls, mesh=mesh, deadline_ms=deadline_ms)
-        self._client: Client | None = None
-
-    def __enter__(self) -> SyncClient:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="mesh-client", daemon=True)
-        self._thread.start()
-        try:
-            self._client = self._call(self._enter())
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        client, self._client = self._client, None
-        try:
-            if client is not None:
-                self._call(client.__aexit__(None, None, None))
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    async def _enter(self) -> Client:
-        return await self._make().__aenter__()
-
-    def infer(self, model: str, inputs: Mapping[str, np.ndarray[Any, Any]], **options: Any) -> Result:
-        """As :meth:`Client.infer`."""
-        return self._call(self._opened.infer(model, inputs, **options))
-
-    def metadata(self, model: str, version: str = "") -> ModelMetadata:
-        return self._call(self._opened.metadata(model, version))
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return self._call(self._opened.nodes())
-
-    def models(self) -> list[str]:
-        return self._call(self._opened.models())
-
-    @property
-    def _opened(self) -> Client:
-        if self._client is None:
-            raise RuntimeError("the client is not open: use it in a with statement")
-        return self._client
-
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:  # Ctrl-C ends the work too
-            future.cancel()
-            raise
+def is_bus(url: str) -> bool:
+    return url.startswith(("nats://", "tls://"))
 
 
 def door_address(url: str) -> str:

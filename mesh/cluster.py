@@ -97,16 +97,17 @@ class Child:
 class Cluster:
     """An async context manager; leaving stops every process, the bus last.
 
-    ``run_dir`` takes logs and state. ``agents`` is added to the environment of every agent.
+    ``run_dir`` takes logs and state. ``agents`` is added to the environment of every agent. ``mqtt`` is HOST:PORT of
+    the bus's MQTT listener; its clients' password is the token of the bus.
     """
 
-    def __init__(self, run_dir: Path, *, agents: Mapping[str, str] | None = None) -> None:
+    def __init__(self, run_dir: Path, *, agents: Mapping[str, str] | None = None, mqtt: str = "") -> None:
         self.run_dir = run_dir
         self.mesh = f"mesh-{secrets.token_hex(4)}"
         self.key = secrets.token_hex(32)
         self.children: list[Child] = []
         self._bus_dir = run_dir / "nats"
-        self.bus = NatsServer(token=secrets.token_hex(16), run_dir=self._bus_dir)
+        self.bus = NatsServer(token=secrets.token_hex(16), run_dir=self._bus_dir, mqtt=mqtt)
         self._agents = dict(agents or {})
 
     async def __aenter__(self) -> Cluster:
@@ -131,8 +132,10 @@ class Cluster:
         if missing:
             raise Unavailable(f"{door.name} does not see {sorted(missing)} ready after {timeout_s:g} s")
 
-    async def router(self, *, listen: str = "127.0.0.1:0", name: str = "router") -> Child:
-        return await self._spawn(name, ["cloud.cli", "run", "--http", listen, "--node", name], {})
+    async def router(
+        self, *, listen: str = "127.0.0.1:0", name: str = "router", environ: Mapping[str, str] | None = None
+    ) -> Child:
+        return await self._spawn(name, ["cloud.cli", "run", "--http", listen, "--node", name], environ or {})
 
     async def agent(
         self,

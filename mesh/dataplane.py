@@ -6,35 +6,51 @@ request means is decided from here on. Not here: protocol framing (``http_door``
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from mesh import hop
+from mesh.arrival import arrival
 from mesh.cascade import Cascades
-from mesh.deadline import MAX_MS, Deadline
-from mesh.errors import Draining, Internal, InvalidRequest, MeshError, Unsupported
+from mesh.deadline import Deadline
+from mesh.errors import Draining, Internal, MeshError, ModelNotFound
+from mesh.fleet_repository import FleetRepository
 from mesh.heartbeat import Reporter
 from mesh.hop import Context, Reply
-from mesh.lifecycle import within
+from mesh.inquiry import Inquiry
+from mesh.known import Known
+from mesh.lifecycle import Counted
 from mesh.messages import Load, Report
 from mesh.metrics import Measured
+from mesh.oip.classification import as_classes, values_only
 from mesh.oip.request import InferRequest, decode_request
-from mesh.oip.wire import Limits, quoted
+from mesh.oip.statistics import ModelStatistics
+from mesh.oip.wire import Limits, read_length
+from mesh.repositories import Repositories
 from mesh.repository import ModelRepository
 from mesh.router import Router
+from mesh.sequence_steps import ID, Step
+from mesh.sequencer import Sequencer
+from mesh.settings import SequencesSettings
+from mesh.shared_memory import SharedMemory
+from mesh.shared_tensors import deliver, fetch
 from mesh.tally import Caller, Requests
 from mesh.trust import Trust
-from mesh.values import ModelIdentity, ModelMetadata, ModelRef
+from mesh.values import ModelIdentity, ModelMetadata, ModelRef, Route
 from mesh.view import View
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = (
+    "binary_tensor_data", "classification", "model_configuration", "parameters", "schedule_policy", "sequence",
+    "sequence(string_id)", "statistics",
+)  # fmt: skip
 METADATA_DEADLINE_MS = 2_000.0
 
 
@@ -61,6 +77,9 @@ class Dataplane:
         still_coming: Callable[[], tuple[str, ...]],
         deadline_ms: float,
         limits: Limits,
+        sequences: SequencesSettings | None = None,
+        inquiry: Inquiry,
+        shared_memory: bool = False,
         repository: ModelRepository | None = None,
         repository_open: bool = False,
         metrics: Callable[[], Iterable[Measured]] = tuple,
@@ -73,16 +92,18 @@ class Dataplane:
         self.metrics = metrics
         """Everything that is measured on this node, as of now."""
         self.requests = Requests(view.held)
-        self._repository = repository
-        self._repository_open = repository_open
+        self._inquiry = inquiry
+        self.repositories = Repositories(repository, FleetRepository(view, inquiry), view, opened=repository_open)
+        self.shared_memory = SharedMemory(enabled=shared_memory, max_bytes=limits.max_body_bytes)
         self._router = router
         self.cascades = Cascades(router.infer, view)
+        self.sequencer = Sequencer(router.infer, sequences, idle_s=self._sequence_idle_s)
+        self.known = Known(inquiry, view)
         self._still_coming = still_coming
         self._deadline_ms = deadline_ms
         self.serving = True
         """False once the door drains."""
-        self.in_flight = 0
-        self._idle = asyncio.Event()
+        self._open = Counted()
 
     def report(self) -> Report:
         """This node's own report as of now."""
@@ -100,22 +121,26 @@ class Dataplane:
 
     async def metadata(self, ref: ModelRef, hops: int = 0) -> ModelMetadata:
         context = Context(Deadline.after_ms(METADATA_DEADLINE_MS), hops)
-        return await self._router.metadata(self.view.resolve(ref), context)
+        return await self._inquiry.metadata(self.view.resolve(ref), context)
+
+    async def config(self, ref: ModelRef, hops: int = 0) -> dict[str, Any]:
+        """Triton's model configuration, by the names of its JSON."""
+        context = Context(Deadline.after_ms(METADATA_DEADLINE_MS), hops)
+        return await self._inquiry.config(self.view.resolve(ref), context)
+
+    async def statistics(self, ref: ModelRef | None, hops: int = 0) -> list[ModelStatistics]:
+        """Of a model's versions, None being all models (:meth:`mesh.inquiry.Inquiry.statistics`)."""
+        return await self._inquiry.statistics(ref, hops)
 
     @property
     def extensions(self) -> tuple[str, ...]:
         """Of OIP, as the server metadata lists them."""
-        offered = self._repository is not None and self._repository_open
-        return (*EXTENSIONS, "model_repository") if offered else EXTENSIONS
+        offered = {"model_repository": self.repositories.opened, "system_shared_memory": self.shared_memory.enabled}
+        return (*EXTENSIONS, *(name for name, is_offered in offered.items() if is_offered))
 
     def repository(self, *, change: bool) -> ModelRepository:
-        """This node's models by name; raises ``Unsupported`` where there are none, or this door may not ``change``
-        them."""
-        if self._repository is None:
-            raise Unsupported("this node has no model repository; ask an agent")
-        if change and not self._repository_open:
-            raise Unsupported("models are loaded and unloaded at a loopback door only, or with http.repository = true")
-        return self._repository
+        """For applications (:class:`mesh.repositories.Repositories`)."""
+        return self.repositories.at_door(change=change)
 
     def model_ready(self, ref: ModelRef) -> bool:
         return self.view.ready(ref)
@@ -125,7 +150,7 @@ class Dataplane:
     ) -> InferRequest:
         """Body and ``Inference-Header-Content-Length`` to a request; raises ``InvalidRequest``."""
         try:
-            return decode_request(ref.name, ref.version, body, _count(header_length), self.limits)
+            return decode_request(ref.name, ref.version, body, read_length(header_length), self.limits)
         except Exception as error:
             self.requests.failure(None, "application", error)
             raise
@@ -144,21 +169,67 @@ class Dataplane:
             digest = hop_headers.get(hop.DIGEST, "") if hop_headers is not None else ""
             identity = self.view.resolve(ModelRef(request.model, request.version), digest)
             context = self._context(request, identity, arrived, hop_headers)
-            if context.load is not None and context.caller:
-                self.view.watcher.observe(context.caller, context.load, identity)
+            asked, request = request, fetch(request, self.shared_memory, self.limits, hop_headers)
             reply = await self._route(request, identity, context)
+            if asked is not request:
+                reply.body = deliver(reply.body, asked, self.shared_memory)
         except BaseException as error:
-            self.requests.failure(identity, caller, error)
-            if isinstance(error, MeshError):  # not the load of a node that it was passed on to
-                error.load = self.load(identity) if want_load else None
+            self._failed(error, identity, caller, want_load=want_load)
             raise
         seconds = time.monotonic() - arrived
         self.requests.answer(identity, reply.route, caller, seconds)
-        if want_load:
-            reply.time_ms = seconds * 1e3
-            if reply.route == "local":
-                reply.load = self.load(identity)
+        return self._telling(reply, identity, seconds) if want_load else reply
+
+    async def stream(
+        self, request: InferRequest, arrived: float, hop_headers: Mapping[str, str] | None, *, want_load: bool
+    ) -> AsyncGenerator[Reply, None]:
+        """The answers to a request as they come: any number of a decoupled model, one of any other.
+
+        Arguments are those of :meth:`infer`. Closing it ends the run, wherever that is.
+        """
+        if not self.decoupled(request):
+            yield await self.infer(request, arrived, hop_headers, want_load=want_load)
+            return
+        caller: Caller = "application" if hop_headers is None else "node"
+        identity, reply = None, None
+        try:
+            digest = hop_headers.get(hop.DIGEST, "") if hop_headers is not None else ""
+            identity = self.view.resolve(ModelRef(request.model, request.version), digest)
+            context = self._context(request, identity, arrived, hop_headers, streams=True)
+            asked, request = request, fetch(request, self.shared_memory, self.limits, hop_headers)
+            with self._counted(context):
+                async with contextlib.aclosing(self._router.stream(request, identity, context)) as replies:
+                    async for each in replies:
+                        if asked is not request:
+                            each.body = deliver(each.body, asked, self.shared_memory)
+                        if want_load and reply is None:
+                            self._telling(each, identity, time.monotonic() - arrived)
+                        reply = each
+                        yield reply
+        except BaseException as error:
+            self._failed(error, identity, caller, want_load=want_load)
+            raise
+        route: Route = reply.route if reply is not None else "local"
+        self.requests.answer(identity, route, caller, time.monotonic() - arrived)
+
+    def decoupled(self, request: InferRequest) -> bool:
+        """Whether the model answers a request any number of times; one that nobody knows does not."""
+        with contextlib.suppress(ModelNotFound):
+            facts = self.view.facts(self.view.resolve(ModelRef(request.model, request.version)))
+            return facts is not None and facts.decoupled
+        return False
+
+    def _telling(self, reply: Reply, identity: ModelIdentity, seconds: float) -> Reply:
+        """With what a neighbour learns from."""
+        reply.time_ms = seconds * 1e3
+        if reply.route == "local":
+            reply.load = self.load(identity)
         return reply
+
+    def _failed(self, error: BaseException, identity: ModelIdentity | None, caller: Caller, *, want_load: bool) -> None:
+        self.requests.failure(identity, caller, error)
+        if isinstance(error, MeshError):  # not the load of a node that it was passed on to
+            error.load = self.load(identity) if want_load else None
 
     def load(self, identity: ModelIdentity | None) -> Load | None:
         """How busy this node is, seen from a model, None being one that nobody knows; None where it runs no models."""
@@ -168,46 +239,56 @@ class Dataplane:
         return self._reporter.load(None if identity is None else local.load(identity))
 
     async def _route(self, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
+        with self._counted(context):
+            if context.hops or not request.outputs or (values := values_only(request)) is request:
+                return await self._go(request, identity, context)
+            reply = await self._go(values, identity, context)
+            labels = (await self.known.metadata(identity)).labels
+            reply.body = as_classes(reply.body, request, labels)
+            return reply
+
+    async def _go(self, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
+        if ID in request.parameters and context.hops == 0 and (step := self._step(request, identity)) is not None:
+            return await self.sequencer.infer(request, identity, context, step)
+        return await self.cascades.infer(request, identity, context)
+
+    def _sequence_idle_s(self, identity: ModelIdentity) -> float:
+        facts = self.view.facts(identity)
+        return facts.idle_s if facts is not None else 0.0
+
+    def _step(self, request: InferRequest, identity: ModelIdentity) -> Step | None:
+        """None where the model keeps nothing between requests. Raises ``InvalidRequest``."""
+        step, facts = Step.of(request.parameters), self.view.facts(identity)
+        return step if facts is not None and facts.stateful else None
+
+    def _counted(self, context: Context) -> AbstractContextManager[None]:
+        """In flight at this door, which a drain waits for. Raises ``DeadlineExceeded`` or ``Draining``."""
         context.deadline.check()
         if not self.serving and context.hops > 0:
             raise Draining(f"node {self.identity.node} is draining")
-        self.in_flight += 1
-        try:
-            return await self.cascades.infer(request, identity, context)
-        finally:
-            self.in_flight -= 1
-            if self.in_flight == 0:
-                self._idle.set()
+        return self._open.one()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered, streams that have not ended."""
+        return self._open.count
 
     def _context(
-        self, request: InferRequest, identity: ModelIdentity, arrived: float, headers: Mapping[str, str] | None
+        self,
+        request: InferRequest,
+        identity: ModelIdentity,
+        arrived: float,
+        headers: Mapping[str, str] | None,
+        *,
+        streams: bool = False,
     ) -> Context:
-        """Deadline and hops: what travelled, else the request's own timeout, the model's, the setting (DESIGN D10)."""
-        timeout_us = request.timeout_us
-        budget_ms = timeout_us / 1e3 if timeout_us else self.view.default_deadline_ms(identity) or self._deadline_ms
-        deadline = Deadline(arrived + min(budget_ms, MAX_MS) / 1e3)
-        return Context(deadline) if headers is None else hop.read_context(headers, deadline)
+        return arrival(
+            request, identity, arrived, headers, view=self.view, default_ms=self._deadline_ms, streams=streams
+        )
 
     async def idle(self, timeout_s: float) -> int:
         """Wait until no request is in flight; how many still are after ``timeout_s`` seconds."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await within(timeout_s, self._until_idle())
-        return self.in_flight
-
-    async def _until_idle(self) -> None:
-        while self.in_flight:
-            self._idle.clear()
-            await self._idle.wait()
-
-
-def _count(header_length: str | bytes | None) -> int | None:
-    """Of bytes, as the header gives it."""
-    if header_length is None:
-        return None
-    if not header_length.isdigit() or not header_length.isascii():
-        text = header_length if isinstance(header_length, str) else header_length.decode("latin-1")
-        raise InvalidRequest(f"Inference-Header-Content-Length must be a count of bytes, got {quoted(text)}")
-    return int(header_length[:20])
+        return await self._open.idle(timeout_s)
 
 
 def unexpected(what: str) -> Internal:

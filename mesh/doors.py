@@ -5,27 +5,32 @@ Not here: the ways among nodes (``ways``).
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from math import inf
 
 from mesh import hop
 from mesh.balancer import COST
+from mesh.bus import Bus
+from mesh.bus_core import BUS_MARGIN
 from mesh.deadline import Deadline
-from mesh.hop import Context, Reply, Target
+from mesh.hop import Context, Hop, Question, Reply, Target
 from mesh.hop_http import HttpClient, model_path, read_error
+from mesh.link import Link
 from mesh.membership import NodeView
 from mesh.messages import ModelLoad
 from mesh.neighbours import Door, Neighbours
-from mesh.oip.documents import decode_model_metadata
 from mesh.oip.request import InferRequest, encode_request
+from mesh.oip.wire import WireBody
 from mesh.outlook import SUSPECT_MS, Outlook
-from mesh.values import ModelIdentity, ModelMetadata, ModelRef, Route
+from mesh.values import ModelIdentity, ModelRef, Route
 from mesh.watcher import Watcher
 from mesh.ways import Way
 
-ROUTES = ("local", "peer", "cloud")
 NO_DOOR = "no door of the mesh answers; give its URL, or start an agent"
+BUS = "the routers on the bus"
+"""In place of a node's name, which holds no spaces."""
 
 
 class DoorHop:
@@ -37,9 +42,7 @@ class DoorHop:
     async def infer(
         self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
     ) -> Reply:
-        left_us = int(hop.at_arrival_ms(context.deadline, up_ms) * 1e3)
-        request.parameters["timeout"] = left_us
-        body = request.wire = encode_request(request)
+        body = asked(request, context, up_ms)
         headers = {hop.WANT: hop.LOAD}
         if body.header_length is not None:
             headers[hop.HEADER_LENGTH] = str(body.header_length)
@@ -49,13 +52,27 @@ class DoorHop:
         )
         if status != 200:
             raise read_error(status, answered, payload)
-        said = answered.get(hop.ROUTE, "local")
-        route: Route = said if said in ROUTES else "local"  # type: ignore[assignment]
-        return hop.read_reply(payload, answered, route)
+        return hop.read_reply(payload, answered, hop.route_of(answered))
 
-    async def metadata(self, target: Target, identity: ModelIdentity, deadline: Deadline) -> ModelMetadata:
-        path = model_path(ModelRef(identity.name, identity.version))
-        return decode_model_metadata(await self._http.get_json(target.address, path, deadline))
+    async def stream(
+        self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
+    ) -> AsyncGenerator[Reply, None]:
+        body = asked(request, context, up_ms)
+        headers = {} if body.header_length is None else {hop.HEADER_LENGTH: str(body.header_length)}
+        answers = self._http.stream_of(target.address, identity, headers, body, context.deadline)
+        async with contextlib.aclosing(answers):
+            async for answered, part in answers:
+                yield hop.stream_reply(part, answered, hop.route_of(answered))
+
+    async def ask(self, target: Target, what: Question, ref: ModelRef, deadline: Deadline, body: bytes = b"") -> bytes:
+        return await self._http.ask(target, what, ref, deadline, body)
+
+
+def asked(request: InferRequest, context: Context, up_ms: float) -> WireBody:
+    """The body of an application's request: what is left of the deadline is its ``timeout``."""
+    request.parameters["timeout"] = int(hop.at_arrival_ms(context.deadline, up_ms) * 1e3)
+    body = request.wire = encode_request(request)
+    return body
 
 
 class DoorWays:
@@ -72,13 +89,20 @@ class DoorWays:
         self._given = given
         self._host = host
         self._ways: dict[int, Way] = {}
+        self._bus: tuple[Bus, Hop] | None = None
+        self._bus_link = Link()
+
+    def join_bus(self, bus: Bus, routers: Hop) -> None:
+        """The routers may be asked over ``bus`` too, where no door is better."""
+        self._bus = bus, routers
 
     def survey(self, identity: ModelIdentity, context: Context, nbytes: int) -> Sequence[int]:
         """Look at all doors anew: they are few."""
         outlook, doors = self.outlook, {door.node: door for door in self._neighbours.doors()}
-        for node in outlook.slots.keys() - doors.keys() - {""}:
+        for node in outlook.slots.keys() - doors.keys() - {"", BUS}:
             outlook.forget(node)
         self._ways.clear()
+        self._look_at_bus(identity, nbytes)
         for node, door in doors.items():
             view = self._watcher.membership.get(node)
             if view is not None:
@@ -112,6 +136,18 @@ class DoorWays:
         outlook.wire(at, now)
         outlook.learned(at, now)
         self._ways[at] = Way(at, Target(door.node, report.site, route, door.address), link, self._hop, door)
+
+    def _look_at_bus(self, identity: ModelIdentity, nbytes: int) -> None:
+        if self._bus is None:
+            return
+        bus, routers = self._bus
+        outlook = self.outlook
+        at = outlook.slot(BUS, COST["cloud"], self._bus_link)
+        outlook.told(at, identity, 0.0, 0.0)
+        outlook.penalty[at] = SUSPECT_MS if bus.connected and nbytes <= bus.max_payload - BUS_MARGIN else inf
+        outlook.wire(at, time.monotonic())
+        outlook.learned(at, time.monotonic())
+        self._ways[at] = Way(at, Target(BUS, "", "cloud"), self._bus_link, routers)
 
     def _route(self, door: Door, view: NodeView) -> Route:
         if door.address == self._given[0] if self._given else view.report.host == self._host:

@@ -16,9 +16,11 @@
         BusUnavailable             bus_unavailable       yes        503
         DigestMismatch             digest_mismatch       yes        503
       Overloaded                   overloaded            yes        429
+      SequenceUnknown              sequence_unknown      no         409
       DeadlineExceeded             deadline_exceeded     no         504
       InferenceFailed              inference_failed      no         500
       ModelRejected                model_rejected        no         422
+      LoadFailed                   load_failed           no         500
       ProtocolError                protocol_error        yes        502
       ConfigError                  config_error          no         500
       Internal                     internal              no         500
@@ -124,6 +126,12 @@ class Overloaded(MeshError):
     code, status, retryable, refused = "overloaded", 429, True, True
 
 
+class SequenceUnknown(MeshError):
+    """Whoever was asked does not hold the sequence, or holds it at another step: nothing was stepped."""
+
+    code, status = "sequence_unknown", 409
+
+
 class DeadlineExceeded(MeshError):
     code, status = "deadline_exceeded", 504
 
@@ -134,6 +142,12 @@ class InferenceFailed(MeshError):
 
 class ModelRejected(MeshError):
     code, status = "model_rejected", 422
+
+
+class LoadFailed(MeshError):
+    """The repository cannot load a model the way it is asked to; Triton answers these as internal errors."""
+
+    code, status = "load_failed", 500
 
 
 class ProtocolError(MeshError):

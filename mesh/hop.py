@@ -8,9 +8,9 @@ only from callers that proved to be of this mesh (DESIGN D4), which the doors ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -28,7 +28,7 @@ from mesh.errors import (
 from mesh.messages import Load
 from mesh.oip.request import InferRequest
 from mesh.oip.wire import WireBody
-from mesh.values import ModelIdentity, ModelMetadata, Route
+from mesh.values import ModelIdentity, ModelRef, Route
 
 HEADER_LENGTH = "inference-header-content-length"
 DEADLINE = "mesh-deadline-ms"
@@ -46,6 +46,7 @@ LOAD = "mesh-load"
 TIME = "mesh-time-ms"
 CASCADE = "mesh-cascade"
 CONFIDENCE = "mesh-confidence"
+SEQUENCE = "mesh-sequence"
 ERROR = "mesh-error"
 WANT = "mesh-want"
 CHALLENGE = "mesh-challenge"
@@ -53,9 +54,10 @@ CHALLENGE = "mesh-challenge"
 PROOF_SITE = "mesh-proof-site"
 PROOF_BUS = "mesh-proof-bus"
 OP = "mesh-op"
-"""Bus only: "infer" (default) or "metadata"."""
+"""Bus only: "infer" (default), "stream" or a :data:`Question`."""
 
 MAX_VISITED = 8
+ROUTES = ("local", "peer", "cloud")
 
 
 class Context(msgspec.Struct):
@@ -70,6 +72,10 @@ class Context(msgspec.Struct):
     """Digest of the model that the first door resolved; empty at the first door."""
     load: Load | None = None
     """How busy the node that passed it on is, where that runs models itself."""
+    keep: str = ""
+    """The only node that may run it, which holds its sequence; empty for any."""
+    avoid: tuple[str, ...] = ()
+    """Nodes that could not go on with its sequence just now."""
 
     @property
     def caller(self) -> str:
@@ -91,6 +97,10 @@ class Reply(msgspec.Struct):
     """Of a cascade: "small" or "large", whichever model answered; empty where none was applied."""
     confidence: float | None = None
     """How sure the small model was, 0 to 1."""
+    via: str = ""
+    """Where it was sent from here: the node, or the door of the SDK."""
+    sequence: str = ""
+    """How its sequence came to go on elsewhere; empty where it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,11 @@ class Target:
     address: str = ""
     token: str = field(default="", repr=False)
 
+
+Question = Literal["metadata", "config", "statistics", "index", "load", "unload"]
+"""What a node can be asked beside inferences, by name: two documents of a model, its statistics, its repository."""
+CHANGES = frozenset(("load", "unload"))
+"""Those that change what the node serves."""
 
 OwnLoad = Callable[[ModelIdentity], Load | None]
 """How busy this node is now, seen from a model; None where it runs no models."""
@@ -127,7 +142,17 @@ class Hop(Protocol):
         the error that the node answered.
         """
 
-    async def metadata(self, target: Target, identity: ModelIdentity, deadline: Deadline) -> ModelMetadata: ...
+    def stream(
+        self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
+    ) -> AsyncGenerator[Reply, None]:
+        """As :meth:`infer`, with any number of answers; closing it ends the run over there."""
+
+    async def ask(self, target: Target, what: Question, ref: ModelRef, deadline: Deadline, body: bytes = b"") -> bytes:
+        """Anything but an inference: the JSON that OIP's page answers. Raises as :meth:`infer` does.
+
+        ``ref`` of an empty name asks for the statistics of all models, and does not matter to the index. ``body`` is
+        what a page that takes POST is sent.
+        """
 
 
 def at_arrival_ms(deadline: Deadline, up_ms: float) -> float:
@@ -197,11 +222,25 @@ def reply_headers(reply: Reply, *, want_load: bool) -> dict[str, str]:
     return headers | load_headers(reply) if want_load else headers
 
 
+def stream_reply(body: WireBody, answered: Mapping[str, str], route: Route) -> Reply:
+    """As :func:`read_reply`, of one answer of a stream and the headers that the stream began with."""
+    reply = read_reply(b"", {name: value for name, value in answered.items() if name != HEADER_LENGTH}, route)
+    reply.body = body
+    return reply
+
+
+def route_of(answered: Mapping[str, str]) -> Route:
+    """Where a request ran, by the word of the door that an application asked; names are lower case here."""
+    said = answered.get(ROUTE, "local")
+    return said if said in ROUTES else "local"  # type: ignore[return-value]
+
+
 def cascade_headers(reply: Reply) -> dict[str, str]:
-    """Which model of a cascade answered; none where there was no cascade."""
+    """What is said of some answers only: which model of a cascade it was, how a sequence went on elsewhere."""
+    headers = {SEQUENCE: reply.sequence} if reply.sequence else {}
     if not reply.cascade:
-        return {}
-    headers = {CASCADE: reply.cascade}
+        return headers
+    headers[CASCADE] = reply.cascade
     if reply.confidence is not None:
         headers[CONFIDENCE] = f"{reply.confidence:.4f}"
     return headers
@@ -237,14 +276,20 @@ def read_reply(body: bytes, headers: Mapping[str, str], route: Route) -> Reply:
 
 
 def answered(error: MeshError, headers: Mapping[str, str]) -> MeshError:
+    """:func:`theirs`, with what the headers beside it say of how busy the node is."""
+    error.load = read_load(headers)
+    return theirs(error)
+
+
+def theirs(error: MeshError) -> MeshError:
     """An error that a node answered with, as it counts here: the way to that node works, whatever it lost itself.
 
-    ``headers`` are those beside it; they say how busy the node is. What it could not reach is a refusal, what it lost
-    under way is lost in there; neither says anything of our link.
+    What it could not reach is a refusal, what it lost under way is lost in there; neither says anything of our link.
     """
+    load = error.load
     if isinstance(error, NodeUnreachable):
         error = NoReadyInstance(error.text, retry_after_s=error.retry_after_s)
     elif isinstance(error, (NodeLost, BusUnavailable)):
         error = InstanceLost(error.text, retry_after_s=error.retry_after_s)
-    error.load = read_load(headers)
+    error.load = load
     return error

@@ -6,21 +6,30 @@ Body and headers are those of the HTTP hop; errors travel as ADR-32 headers (``N
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping
 
 from mesh import hop, subjects
 from mesh.bus import Bus, BusMessage
+from mesh.bus_streams import END, FETCH, FETCH_S, KEEP, KEEP_S, NAME, PART, STREAM
 from mesh.deadline import Deadline
-from mesh.errors import MeshError, ProtocolError, from_wire
-from mesh.hop import Context, OwnLoad, Reply, Target, no_load
-from mesh.oip.documents import decode_model_metadata
+from mesh.errors import BusUnavailable, DeadlineExceeded, MeshError, NodeLost, NodeUnreachable, ProtocolError, from_wire
+from mesh.hop import Context, OwnLoad, Question, Reply, Target, no_load
+from mesh.oip.parts import Frames
 from mesh.oip.request import InferRequest
-from mesh.values import ModelIdentity, ModelMetadata
+from mesh.oip.wire import WireBody
+from mesh.values import ModelIdentity, ModelRef
 
 ERROR_TEXT = "Nats-Service-Error"
 ERROR_STATUS = "Nats-Service-Error-Code"
 RETRY_AFTER = "Retry-After"
-METADATA = "metadata"
+REQUEST = "mesh-request"
+"""Name of a request, which nobody else can guess: by it the caller may call it off (``subjects.cancel``)."""
+SILENT_S = 5.0
+"""So long after it should have answered a fetch, a node is gone."""
 
 
 class BusHop:
@@ -36,22 +45,138 @@ class BusHop:
     ) -> Reply:
         headers = hop.request_headers(request, identity, context, self._node, up_ms, self._load(identity))
         headers[hop.MODEL], headers[hop.VERSION] = identity.name, identity.version
-        answer = await self._ask(target, request.body().joined(), headers, context.deadline)
-        return hop.read_reply(answer.payload, _lower(answer.headers), target.route)
+        headers[REQUEST] = name = secrets.token_hex(16)
+        try:
+            subject = subjects.infer(target.site, target.node)
+            answer = await ask(self._bus, subject, request.body().joined(), headers, context.deadline)
+        except asyncio.CancelledError:
+            with contextlib.suppress(BusUnavailable):
+                await self._bus.publish(subjects.cancel(target.site, target.node), b"", {REQUEST: name})
+            raise
+        return hop.read_reply(answer.payload, lower(answer.headers), target.route)
 
-    async def metadata(self, target: Target, identity: ModelIdentity, deadline: Deadline) -> ModelMetadata:
-        headers = {hop.OP: METADATA, hop.MODEL: identity.name, hop.VERSION: identity.version, hop.HOPS: "1"}
-        answer = await self._ask(target, b"", headers, deadline)
-        return decode_model_metadata(answer.payload)
+    async def stream(
+        self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
+    ) -> AsyncGenerator[Reply, None]:
+        headers = hop.request_headers(request, identity, context, self._node, up_ms, self._load(identity))
+        headers[hop.MODEL], headers[hop.VERSION] = identity.name, identity.version
+        subject, fetch = subjects.infer(target.site, target.node), subjects.stream(target.node)
+        answers = stream(self._bus, subject, request.body().joined(), headers, context.deadline, fetch)
+        async with contextlib.aclosing(answers):
+            async for answered, body in answers:
+                yield hop.stream_reply(body, answered, target.route)
 
-    async def _ask(self, target: Target, payload: bytes, headers: dict[str, str], deadline: Deadline) -> BusMessage:
-        deadline.check()
-        subject = subjects.infer(target.site, target.node)
-        answer = await self._bus.request(subject, payload, headers, timeout_s=deadline.left_s())
-        error = read_error(_lower(answer.headers))
-        if error is not None:
-            raise error
-        return answer
+    async def ask(self, target: Target, what: Question, ref: ModelRef, deadline: Deadline, body: bytes = b"") -> bytes:
+        """What changes the node goes to its control subject, which a bus with users opens to few."""
+        headers = {hop.OP: what, hop.MODEL: ref.name, hop.VERSION: ref.version, hop.HOPS: "1"}
+        subject = subjects.control if what in hop.CHANGES else subjects.infer
+        return (await ask(self._bus, subject(target.site, target.node), body, headers, deadline)).payload
+
+
+async def stream(
+    bus: Bus, subject: str, payload: bytes, headers: dict[str, str], deadline: Deadline, fetch: str = ""
+) -> AsyncGenerator[tuple[dict[str, str], WireBody], None]:
+    """Ask for a stream and fetch it: each answer with the headers it began with, the load only beside the first.
+
+    ``fetch`` is where it will be fetched, as far as that is known before. Raises as :func:`ask`, and what it ends with.
+    """
+    fetching = _Fetching(bus, fetch, deadline)
+    async with contextlib.aclosing(fetching):
+        bodies = await fetching.begin(subject, payload, headers)
+        while True:
+            for body in bodies:
+                yield fetching.said, body
+                fetching.said.pop(hop.LOAD, None)
+            if fetching.ended:
+                return
+            bodies = await fetching.more()
+
+
+class _Fetching:
+    """The caller's end of a stream (``bus_streams``): the next parts are asked for while these are looked at."""
+
+    def __init__(self, bus: Bus, fetch: str, deadline: Deadline) -> None:
+        self.said: dict[str, str] = {}
+        """Headers of the first answer."""
+        self._bus = bus
+        self._fetch = fetch
+        self._deadline = deadline
+        self._name = {NAME: secrets.token_hex(16)}
+        self._frames = Frames()
+        self._number = 0
+        self._coming: asyncio.Future[BusMessage] | None = None
+        self._keeping: asyncio.Future[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether that was all. Raises the error that the stream ended with."""
+        if self._frames.error is not None:
+            raise hop.theirs(self._frames.error)
+        return self._frames.ended
+
+    async def begin(self, subject: str, payload: bytes, headers: dict[str, str]) -> list[WireBody]:
+        try:
+            answer = await ask(self._bus, subject, payload, headers | self._name | {hop.OP: STREAM}, self._deadline)
+        except MeshError:
+            self._fetch = ""  # there is nothing to end
+            raise
+        self._fetch = lower(answer.headers).get(FETCH, "")
+        if not self._fetch:
+            raise ProtocolError(f"what answers on {subject} knows no streams")
+        self._keeping = asyncio.ensure_future(self._keep())
+        return self._take(answer)
+
+    async def more(self) -> list[WireBody]:
+        assert self._coming is not None  # noqa: S101 - a stream that has not ended is being fetched
+        return self._take(await self._coming)
+
+    def _take(self, answer: BusMessage) -> list[WireBody]:
+        answered = lower(answer.headers)
+        if answered.get(PART) != str(self._number):
+            raise NodeLost("parts of a stream were lost on the bus")
+        if hop.NODE in answered:
+            self.said = answered
+        bodies = self._frames.feed(answer.payload)
+        self._number += len(bodies)
+        if not self._frames.ended:
+            self._coming = asyncio.ensure_future(self._next())
+        return bodies
+
+    async def _next(self) -> BusMessage:
+        deadline = Deadline(min(self._deadline.at, time.monotonic() + FETCH_S + SILENT_S))
+        try:
+            return await ask(self._bus, self._fetch, b"", self._name, deadline)
+        except NodeUnreachable:
+            raise NodeLost("the node that answers the stream is gone") from None
+        except DeadlineExceeded:
+            self._deadline.check()
+            raise NodeLost("the node that answers the stream is silent") from None
+
+    async def _keep(self) -> None:
+        """A caller that is slow is not one that has left."""
+        while not self._deadline.expired:
+            await asyncio.sleep(KEEP_S)
+            with contextlib.suppress(BusUnavailable):
+                await self._bus.publish(self._fetch, b"", self._name | {hop.OP: KEEP})
+
+    async def aclose(self) -> None:
+        tasks = [task for task in (self._coming, self._keeping) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._fetch and not self._frames.ended:
+            with contextlib.suppress(BusUnavailable):
+                await self._bus.publish(self._fetch, b"", self._name | {hop.OP: END})
+
+
+async def ask(bus: Bus, subject: str, payload: bytes, headers: Mapping[str, str], deadline: Deadline) -> BusMessage:
+    """One request. Raises the error that it is answered with."""
+    deadline.check()
+    answer = await bus.request(subject, payload, headers, timeout_s=deadline.left_s())
+    error = read_error(lower(answer.headers))
+    if error is not None:
+        raise error
+    return answer
 
 
 def error_headers(error: MeshError) -> dict[str, str]:
@@ -79,5 +204,6 @@ def read_error(headers: Mapping[str, str]) -> MeshError | None:
         return ProtocolError("a neighbour answered with an error code that is not a number")
 
 
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+def lower(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers of a bus message by their names in lower case."""
     return {name.lower(): value for name, value in headers.items()}

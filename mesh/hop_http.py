@@ -6,9 +6,10 @@ The only importer of aiohttp. Not here: which door to ask (``router``, ``neighbo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from urllib.parse import quote
 
 import aiohttp
@@ -25,13 +26,14 @@ from mesh.errors import (
     ProtocolError,
     from_wire,
 )
-from mesh.hop import Context, OwnLoad, Reply, Target, no_load
+from mesh.hop import Context, OwnLoad, Question, Reply, Target, no_load
 from mesh.messages import MAX_REPORT_BYTES, decode_report
 from mesh.neighbours import Answer
-from mesh.oip.documents import decode_error, decode_model_metadata
+from mesh.oip.documents import decode_error
+from mesh.oip.parts import CONTENT_TYPE, Frames
 from mesh.oip.request import InferRequest
 from mesh.oip.wire import WireBody
-from mesh.values import ModelIdentity, ModelMetadata, ModelRef
+from mesh.values import ModelIdentity, ModelRef
 
 
 class _Body(Payload):
@@ -101,13 +103,52 @@ class HttpClient:
             raise NodeLost(f"the door at {target.address} is another process's by now, and did not take this as a hop")
         return reply
 
-    async def metadata(self, target: Target, identity: ModelIdentity, deadline: Deadline) -> ModelMetadata:
-        path = model_path(ModelRef(identity.name, identity.version))
+    async def stream(
+        self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
+    ) -> AsyncGenerator[Reply, None]:
+        headers = hop.request_headers(request, identity, context, self._node, up_ms, self._load(identity))
+        headers[hop.TOKEN] = target.token
+        async with contextlib.aclosing(
+            self.stream_of(target.address, identity, headers, request.body(), context.deadline)
+        ) as answers:
+            async for answered, body in answers:
+                reply = hop.stream_reply(body, answered, target.route)
+                if reply.hops <= context.hops:  # as in infer
+                    raise NodeLost(f"the door at {target.address} is another process's by now, and took it as its own")
+                yield reply
+
+    async def stream_of(
+        self, address: str, identity: ModelIdentity, headers: dict[str, str], body: WireBody, deadline: Deadline
+    ) -> AsyncGenerator[tuple[dict[str, str], WireBody], None]:
+        """Each answer of a stream with the headers it began with, the load only beside the first.
+
+        Raises as :meth:`call`, and what the stream says. Whoever does not read on stops the door from sending.
+        """
+        path = model_path(ModelRef(identity.name, identity.version)) + "/infer_stream"
+        headers = headers | {"Accept": CONTENT_TYPE}
+        async with self._exchange("POST", address, path, headers, deadline, body) as (answer, answered):
+            if answer.status != 200:
+                raise read_error(answer.status, answered, await answer.read())
+            frames = Frames()
+            async for chunk in answer.content.iter_any():
+                for whole in frames.feed(chunk):
+                    yield answered, whole
+                    answered.pop(hop.LOAD, None)
+                if frames.error is not None:
+                    raise hop.theirs(frames.error)
+            if not frames.ended:
+                raise NodeLost(f"the door at {address} broke off a stream")
+
+    async def ask(self, target: Target, what: Question, ref: ModelRef, deadline: Deadline, body: bytes = b"") -> bytes:
+        method, path = question_path(what, ref)
         headers = {hop.TOKEN: target.token, hop.HOPS: "1"}
-        status, answered, body = await self.call("GET", target.address, path, headers=headers, deadline=deadline)
+        wire = WireBody((body,), None) if body else None
+        status, answered, payload = await self.call(
+            method, target.address, path, headers=headers, body=wire, deadline=deadline
+        )
         if status != 200:
-            raise read_error(status, answered, body)
-        return decode_model_metadata(body)
+            raise read_error(status, answered, payload)
+        return payload
 
     async def probe(self, address: str, challenge: str, timeout_s: float) -> Answer:
         """Ask a door who it is (``mesh.neighbours.Prober``)."""
@@ -145,6 +186,21 @@ class HttpClient:
         Raises ``NodeUnreachable`` (not sent), ``NodeLost`` (broken after sending), ``DeadlineExceeded``, and
         ``ProtocolError`` for an answer over ``max_bytes``, which strangers must be asked with.
         """
+        async with self._exchange(method, address, path, headers, deadline, body) as (answer, answered):
+            payload = await (answer.read() if max_bytes is None else _read_at_most(answer, max_bytes))
+            return answer.status, answered, payload
+
+    @contextlib.asynccontextmanager
+    async def _exchange(
+        self,
+        method: str,
+        address: str,
+        path: str,
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        body: WireBody | None,
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, dict[str, str]]]:
+        """An answer of which the head was read, and its headers; whatever breaks inside is named."""
         if self._session is None:
             raise NodeUnreachable("the HTTP client is closed")
         left_s = deadline.left_s()
@@ -157,8 +213,7 @@ class HttpClient:
             async with self._session.request(
                 method, f"http://{address}{path}", headers=headers, data=data, timeout=timeout, allow_redirects=False
             ) as answer:
-                payload = await (answer.read() if max_bytes is None else _read_at_most(answer, max_bytes))
-                return answer.status, {k.lower(): v for k, v in answer.headers.items()}, payload
+                yield answer, {k.lower(): v for k, v in answer.headers.items()}
         except aiohttp.ConnectionTimeoutError:
             raise NodeUnreachable(f"the door at {address} does not take the connection") from None
         except asyncio.TimeoutError:
@@ -188,6 +243,17 @@ async def _read_at_most(answer: aiohttp.ClientResponse, most: int) -> bytes:
 def model_path(ref: ModelRef) -> str:
     version = f"/versions/{quote(ref.version)}" if ref.version else ""
     return f"/v2/models/{quote(ref.name)}{version}"
+
+
+def question_path(what: Question, ref: ModelRef) -> tuple[str, str]:
+    """Method and path of the page that answers it."""
+    if what == "index":
+        return "POST", "/v2/repository/index"
+    if what in hop.CHANGES:
+        return "POST", f"/v2/repository/models/{quote(ref.name)}/{what}"
+    if what == "statistics":
+        return "GET", (model_path(ref) if ref.name else "/v2/models") + "/stats"
+    return "GET", model_path(ref) + ("/config" if what == "config" else "")
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes) -> MeshError:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mesh.http_connection import Answer, App, Request
+from mesh.http_answer import Answer
+from mesh.http_connection import App, Request
 from mesh.http_head import lines
 
 

@@ -2,7 +2,8 @@
 
 A protocol of our own, because the inference path is what this project is measured by: a body of known length is
 received straight into its own memory and never copied (docs/adr/0005). A caller that hangs up cancels its request. Not
-here: heads (``http_head``), listening and draining (``http_server``), what a request means (``http_door``).
+here: heads (``http_head``), sending (``http_answer``), listening and draining (``http_server``), what a request means
+(``http_door``).
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ import msgspec
 import numpy as np
 
 from mesh.errors import InvalidRequest, MeshError, Overloaded, PayloadTooLarge
+from mesh.http_answer import Answer, pour, write
 from mesh.http_chunks import ChunkedBody
-from mesh.http_head import Head, answer_head, parse_head
+from mesh.http_head import Head, parse_head
 from mesh.oip.wire import Buffer
 
 MAX_HEAD = 64 * 1024
 ROOM = 4 * 1024
 """What a connection reads into before it needs more: an idle one holds little else."""
-JOINED = 16 * 1024
-"""Up to this size copying an answer into one buffer is cheaper than handing over its parts."""
 ALIGNMENT = 64
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -31,14 +31,6 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Request(msgspec.Struct):
     head: Head
     body: Buffer
-
-
-class Answer(msgspec.Struct):
-    """``head`` is header lines (:func:`mesh.http_head.lines`) without Content-Length, which follows from ``parts``."""
-
-    status: int
-    head: bytes
-    parts: tuple[Buffer, ...]
 
 
 App = Callable[[Request], Awaitable[Answer]]
@@ -251,7 +243,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         try:
             answer = await self._app(request)
             del request  # the body is not needed while a slow caller reads the answer
-            self._write(answer, keep_alive=head.keep_alive and not self._server.draining, body=head.method != "HEAD")
+            keep_alive = head.keep_alive and not self._server.draining
+            if answer.stream is None:
+                self._write(answer, keep_alive=keep_alive, body=head.method != "HEAD")
+            else:
+                await self._pour(answer, keep_alive=keep_alive and head.http_1_1, chunked=head.http_1_1)
             if not self._writable.is_set():
                 await self._writable.wait()
         except Exception:
@@ -269,17 +265,14 @@ class HttpConnection(asyncio.BufferedProtocol):
         if not self.closing:
             self._advance()
 
-    def _write(self, answer: Answer, *, keep_alive: bool, body: bool) -> None:
-        size = sum(len(part) if isinstance(part, bytes) else memoryview(part).nbytes for part in answer.parts)
-        head = answer_head(answer.status, answer.head, size, keep_alive=keep_alive)
+    async def _pour(self, answer: Answer, *, keep_alive: bool, chunked: bool) -> None:
+        await pour(self._transport, self._writable, answer, keep_alive=keep_alive, chunked=chunked)
+        self._touched = self._loop.time()
         if not keep_alive:
-            self._transport.set_write_buffer_limits(0)  # the last answer has gone out when all of it has
-        if not body:
-            self._transport.write(head)
-        elif size > JOINED:
-            self._transport.writelines([head, *answer.parts])
-        else:
-            self._transport.write(b"".join([head, *answer.parts]))
+            self.end()
+
+    def _write(self, answer: Answer, *, keep_alive: bool, body: bool) -> None:
+        write(self._transport, answer, keep_alive=keep_alive, body=body)
         self._touched = self._loop.time()
         if not keep_alive:
             self.end()

@@ -11,19 +11,22 @@ import re
 import time
 from collections.abc import Mapping
 
-from mesh import hop
+from mesh import hop, http_content, http_stream
 from mesh.dataplane import Dataplane, unexpected
-from mesh.errors import InvalidRequest, MeshError
+from mesh.errors import MeshError
 from mesh.hop import Reply
+from mesh.http_answer import Answer
 from mesh.http_asgi import asgi_app
-from mesh.http_connection import Answer, Request
+from mesh.http_connection import Request
 from mesh.http_head import lines
 from mesh.http_pages import pages
 from mesh.oip.documents import encode_error
+from mesh.oip.parts import CONTENT_TYPE
 from mesh.oip.recent import Recent
+from mesh.oip.request import InferRequest
 from mesh.values import ModelRef
 
-INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer(_stream)?")
 _HEADER_LENGTH, _TOKEN, _WANT = hop.HEADER_LENGTH.encode(), hop.TOKEN.encode(), hop.WANT.encode()
 _BINARY = b"content-type: application/octet-stream\r\n"
 _JSON = b"content-type: application/json\r\n"
@@ -49,7 +52,8 @@ class HttpDoor:
                 return await self._pages(request)
             if head.method != "POST":
                 return _not_post(request)
-            return await self._infer(ModelRef(match[1], match[2] or ""), request)
+            ref = ModelRef(match[1], match[2] or "")
+            return await (self._infer(ref, request) if match[3] is None else self._stream(ref, request))
         except MeshError as error:
             return refusal(error)
         except Exception:  # noqa: BLE001 - a door answers whatever happens; logged under an id
@@ -59,12 +63,40 @@ class HttpDoor:
         arrived = time.monotonic()
         headers = request.head.headers
         want_load = _WANT in headers
-        encoding = headers.get(b"content-encoding", b"identity").lower()
-        if encoding not in (b"identity", b""):
-            raise InvalidRequest(f"Content-Encoding {encoding.decode('latin-1')!r} is not supported; send it plain")
-        asked = self._dataplane.decode(ref, request.body, headers.get(_HEADER_LENGTH))
+        asked = await self._asked(ref, request)
         reply = await self._dataplane.infer(asked, arrived, self._proven(headers), want_load=want_load)
-        return Answer(200, _reply_head(reply, want_load=want_load), reply.body.parts)
+        head, parts = _reply_head(reply, want_load=want_load), reply.body.parts
+        if (coding := http_content.wanted(headers.get(b"accept-encoding", b""))) and not want_load:
+            packed = await http_content.compressed(parts, coding)
+            if packed is not None:
+                head, parts = head + b"content-encoding: %b\r\n" % coding.encode(), (packed,)
+        return Answer(200, head, parts)
+
+    async def _asked(self, ref: ModelRef, request: Request) -> InferRequest:
+        """The body as a request: plain or compressed, with a head or as the bare value of the one input."""
+        headers, limit = request.head.headers, self._dataplane.limits.max_body_bytes
+        body = request.body
+        if (encoding := headers.get(b"content-encoding")) is not None:
+            body = await http_content.plain(body, encoding.decode("latin-1").strip().lower(), limit)
+        if headers.get(_HEADER_LENGTH) == b"0":
+            return await self._dataplane.known.raw(ref, body, binary=True)
+        return self._dataplane.decode(ref, body, headers.get(_HEADER_LENGTH))
+
+    async def _stream(self, ref: ModelRef, request: Request) -> Answer:
+        arrived = time.monotonic()
+        headers = request.head.headers
+        framed = CONTENT_TYPE in headers.get(b"accept", b"").decode("latin-1")
+        asked = await self._asked(ref, request)
+        if not framed:
+            http_stream.as_json(asked)
+        replies = self._dataplane.stream(asked, arrived, self._proven(headers), want_load=_WANT in headers)
+        first, replies = await http_stream.begun(replies)
+        said = {"content-type": CONTENT_TYPE if framed else http_stream.EVENTS, "cache-control": "no-store"}
+        if first is not None:
+            said |= hop.reply_headers(first, want_load=_WANT in headers) | hop.cascade_headers(first)
+            said.pop(hop.HEADER_LENGTH, None)
+        pieces = http_stream.frames(replies) if framed else http_stream.events(replies)
+        return Answer(200, _lines(said), (), pieces)
 
     def _proven(self, headers: Headers) -> dict[str, str] | None:
         """The headers as text, if their sender proved to be of this mesh; of anybody else hop headers are ignored."""
@@ -82,7 +114,7 @@ def _reply_head(reply: Reply, *, want_load: bool) -> bytes:
         head = _lines(hop.reply_headers(reply, want_load=False))
         head += _JSON if body.header_length is None else _BINARY
         _heads.put(where, head)
-    if reply.cascade:
+    if reply.cascade or reply.sequence:
         head += _lines(hop.cascade_headers(reply))
     return head + _lines(hop.load_headers(reply)) if want_load else head
 

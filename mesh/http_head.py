@@ -20,8 +20,8 @@ MAX_CACHED_HEAD = 2048
 """A head of many short lines takes thirty times its size when parsed: the two bound what anybody can make us keep."""
 MAX_OFFSET_DIGITS = 15
 REASONS = {
-    200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 413: b"Content Too Large",
-    422: b"Unprocessable Content", 429: b"Too Many Requests", 500: b"Internal Server Error",
+    200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 409: b"Conflict",
+    413: b"Content Too Large", 422: b"Unprocessable Content", 429: b"Too Many Requests", 500: b"Internal Server Error",
     501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
 }  # fmt: skip
 
@@ -40,6 +40,7 @@ class Head:
     content_length: int
     chunked: bool
     keep_alive: bool
+    http_1_1: bool
     expects_continue: bool
     tensors_at: int
     """Offset of the first tensor in the body (Inference-Header-Content-Length), 0 where there is none."""
@@ -109,6 +110,7 @@ def _parse(text: bytes) -> Head:
         content_length=int(headers.get(b"content-length", b"0") or b"0"),
         chunked=encoding is not None,
         keep_alive=http_1_1 and fields.keep_alive,
+        http_1_1=http_1_1,
         expects_continue=http_1_1 and headers.get(b"expect", b"").lower() == b"100-continue",
         tensors_at=_offset(headers.get(b"inference-header-content-length", b"")),
     )
@@ -137,3 +139,10 @@ def answer_head(status: int, fields: bytes, size: int, *, keep_alive: bool) -> b
     end = b"" if keep_alive else b"connection: close\r\n"
     reason = REASONS.get(status, b"-")
     return b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n%b\r\n" % (status, reason, fields, size, end)
+
+
+def stream_head(status: int, fields: bytes, *, chunked: bool, keep_alive: bool) -> bytes:
+    """As :func:`answer_head`, of an answer whose length is not known."""
+    framing = b"transfer-encoding: chunked\r\n" if chunked else b""
+    end = b"" if keep_alive else b"connection: close\r\n"
+    return b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (status, REASONS.get(status, b"-"), fields, framing, end)

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from mesh.addresses import join, parse
 from mesh.errors import ConfigError, MeshError
-from mesh.http_connection import Answer, App, HttpConnection
+from mesh.http_answer import Answer
+from mesh.http_connection import App, HttpConnection
 from mesh.http_door import refusal
 from mesh.lifecycle import Tasks, within
 

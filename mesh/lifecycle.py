@@ -12,7 +12,7 @@ import ctypes
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import anyio
@@ -74,6 +74,36 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
     with anyio.move_on_after(seconds):
         return await work
     raise asyncio.TimeoutError
+
+
+class Counted:
+    """Counts what goes on, so that a drain can wait for its end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._none = asyncio.Event()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Inside, one more goes on."""
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+            if self.count == 0:
+                self._none.set()
+
+    async def idle(self, timeout_s: float) -> int:
+        """Wait until nothing goes on; how much still does after ``timeout_s`` seconds."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(timeout_s, self._until_none())
+        return self.count
+
+    async def _until_none(self) -> None:
+        while self.count:
+            self._none.clear()
+            await self._none.wait()
 
 
 def keep_large_buffers() -> None:

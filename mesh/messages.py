@@ -54,6 +54,12 @@ class ModelLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     stay: str = ""
     """Where its requests may run, seen from the door they came to: "node", "site", "region"; empty is anywhere."""
     cascade: Cascade | None = None
+    decoupled: bool = False
+    """Whether it answers a request any number of times, so that it can only be asked by stream."""
+    stateful: bool = False
+    """Whether its requests belong to sequences."""
+    idle_s: float = 0.0
+    """How long a sequence may idle; 0 where the setting decides."""
 
     @property
     def identity(self) -> ModelIdentity:

@@ -1,4 +1,4 @@
-"""One connection to a NATS server, from dialling to its first loss. The only module that imports nats-py.
+"""One connection to a NATS server, from dialling to its first loss. With ``nats_reader`` all that imports nats-py.
 
 nats-py's own reconnecting is off: it gives up for good on several errors, and delivers late what was published in
 between. Its client is subclassed where it must be told from inside: ``_close`` (its callbacks come after a drain that
@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nats import errors
-from nats.aio.client import Client, RawCredentials
+from nats.aio.client import RawCredentials
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -30,6 +30,7 @@ from mesh.bus import BusMessage
 from mesh.bus_core import HANDLER_LIMIT, Requests
 from mesh.errors import BusUnavailable, ConfigError, Unavailable
 from mesh.lifecycle import within
+from mesh.nats_reader import Reader
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def check_url(url: str) -> None:
         raise ConfigError(f"nats.url: {url.rpartition('@')[2]!r} is not nats://HOST[:PORT] or tls://HOST[:PORT]")
 
 
-class Connection(Client):
+class Connection(Reader):
     """``lost`` is done as soon as nats-py starts to close, for whatever reason; ``requests`` have failed by then."""
 
     def __init__(self, options: NatsOptions, url: str, inbox: str) -> None:

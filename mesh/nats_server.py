@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mesh.addresses import parse
 from mesh.child import tied
 from mesh.errors import BusUnavailable, ConfigError
 from mesh.lifecycle import within
@@ -48,7 +49,10 @@ class NatsServer:
     """Runs while it is entered. On Linux it ends with this process, even one that is killed.
 
     ``run_dir`` holds its configuration and log, and is a temporary directory if None. With ``jetstream_dir`` it keeps
-    streams there, synced to disk at every write (DESIGN D18). ``extra`` is merged over the top level of its
+    streams there, synced to disk at every write (DESIGN D18). ``mqtt`` is the HOST:PORT of its MQTT 3.1.1 listener,
+    which keeps sessions there too, or beside its log; a token is the password of its clients, whatever their name.
+    The server has no port 0 there: it is replaced by a free one, as for ``port``.
+    ``extra`` is merged over the top level of its
     configuration, ``authorization`` for example.
     """
 
@@ -61,6 +65,7 @@ class NatsServer:
         max_payload: int = 8 << 20,
         run_dir: Path | None = None,
         jetstream_dir: Path | None = None,
+        mqtt: str = "",
         extra: Mapping[str, Any] | None = None,
         start_timeout_s: float = 30.0,
     ) -> None:
@@ -71,6 +76,8 @@ class NatsServer:
         self._max_payload = max_payload
         self._run_dir = run_dir
         self._jetstream_dir = jetstream_dir
+        self.mqtt = mqtt
+        """HOST:PORT of the MQTT listener; a port of 0 is chosen at the first start."""
         self._extra = dict(extra or {})
         self._start_timeout_s = start_timeout_s
         self._temporary = run_dir is None
@@ -120,9 +127,10 @@ class NatsServer:
             return
         attempts = 1 if self.port else 5
         for attempt in range(attempts):
-            port = self.port or await asyncio.to_thread(_free_port, self.host)
-            if await self._launch(port):
-                self.port = port
+            port = self.port or await asyncio.to_thread(free_port, self.host)
+            mqtt = await asyncio.to_thread(_with_port, self.mqtt)
+            if await self._launch(port, mqtt):
+                self.port, self.mqtt = port, mqtt
                 return
             if attempt + 1 == attempts:
                 raise BusUnavailable(f"nats-server did not start: {await asyncio.to_thread(self._last_words)}")
@@ -135,9 +143,9 @@ class NatsServer:
         """SIGKILL, as a crash would."""
         await self._end(signal.SIGKILL, grace_s=None)
 
-    async def _launch(self, port: int) -> bool:
+    async def _launch(self, port: int, mqtt: str) -> bool:
         """False if the process ended before it accepted a client: somebody may have taken the port."""
-        command, log_file = await asyncio.to_thread(self._prepare, port)
+        command, log_file = await asyncio.to_thread(self._prepare, port, mqtt)
         with log_file:
             # A session of its own: Ctrl-C is for us, and we stop the server last.
             self._process = await asyncio.create_subprocess_exec(
@@ -190,10 +198,10 @@ class NatsServer:
                 await process.wait()
         self._process = None
 
-    def _prepare(self, port: int) -> tuple[list[str], BinaryIO]:
-        return tied([find_binary(), "-c", str(self._write_config(port))]), self.log_path.open("ab")
+    def _prepare(self, port: int, mqtt: str) -> tuple[list[str], BinaryIO]:
+        return tied([find_binary(), "-c", str(self._write_config(port, mqtt))]), self.log_path.open("ab")
 
-    def _write_config(self, port: int) -> Path:
+    def _write_config(self, port: int, mqtt: str) -> Path:
         config: dict[str, Any] = {
             "listen": f"{self.host}:{port}",
             "server_name": self._name,
@@ -204,8 +212,12 @@ class NatsServer:
         }
         if self.token:
             config["authorization"] = {"token": self.token}
-        if self._jetstream_dir is not None:
-            config["jetstream"] = {"store_dir": str(self._jetstream_dir), "sync_interval": "always"}
+        if self._jetstream_dir is not None or mqtt:
+            store = self._jetstream_dir or self.log_path.with_name("jetstream")
+            config["jetstream"] = {"store_dir": str(store), "sync_interval": "always"}
+        if mqtt:
+            host, mqtt_port = parse(mqtt)
+            config["mqtt"] = {"host": host, "port": mqtt_port}
         path = self.log_path.with_name("nats-server.conf")
         path.touch(mode=0o600)  # it holds the token
         path.write_text(json.dumps(config | self._extra, indent=1))  # its configuration language includes JSON
@@ -221,7 +233,16 @@ class NatsServer:
             self._run_dir = None
 
 
-def _free_port(host: str) -> int:
+def _with_port(address: str) -> str:
+    """``HOST:PORT`` with a free port for 0; empty stays empty."""
+    if not address:
+        return ""
+    host, port = parse(address)
+    return address if port else f"{address.rpartition(':')[0]}:{free_port(host)}"
+
+
+def free_port(host: str) -> int:
+    """A port nobody listens at now, below those that dialling clients get. Raises ``BusUnavailable``."""
     for port in _luck.sample(_PORTS, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

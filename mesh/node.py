@@ -11,8 +11,8 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 
 from mesh.addresses import AddressWatch, advertised, host_token, is_loopback, is_wildcard, parse
@@ -21,27 +21,29 @@ from mesh.bus_door import BusDoor
 from mesh.dataplane import Dataplane, Identity
 from mesh.discovery import Announcement, Discovery, Found
 from mesh.heartbeat import TTL_MS, Heartbeat, Reporter
+from mesh.holdings import Holdings
 from mesh.hop_bus import BusHop
 from mesh.hop_http import HttpClient
-from mesh.http_door import HttpDoor
-from mesh.http_server import HttpServer
+from mesh.inquiry import Inquiry
 from mesh.lifecycle import Tasks
-from mesh.messages import Gauges, ModelLoad, Report, Work
+from mesh.listening import Listening, listening, on_this_host_only
+from mesh.messages import Report
 from mesh.metrics import Measured
+from mesh.mqtt_door import MqttDoor
 from mesh.nats_bus import NatsBus, NatsOptions
 from mesh.nats_connection import check_url, place
+from mesh.nats_discovery import NatsDiscovery
 from mesh.neighbours import IDLE_PERIOD_S, Neighbours
 from mesh.node_id import NodeIdentity
 from mesh.node_metrics import node_metrics
 from mesh.oip.wire import Limits
 from mesh.pins import Place
-from mesh.repository import ModelRepository
 from mesh.router import Router
 from mesh.rules import RULES, Ours, Rule
 from mesh.settings import MeshSettings
 from mesh.subjects import CLOUD_SITE
 from mesh.trust import Trust
-from mesh.view import LocalModels, View
+from mesh.view import View
 from mesh.watcher import Watcher
 from mesh.ways import NodeWays
 
@@ -50,21 +52,6 @@ log = logging.getLogger(__name__)
 SEEK_BUS_S = 1.0
 BUS_HANDLERS = 4096
 VERSION = version("inference-mesh")  # read from disk, so not on the loop
-
-
-@dataclass(frozen=True, slots=True)
-class Holdings:
-    """What a node holds, asked for at every report; a router holds nothing."""
-
-    local: LocalModels | None = None
-    models: Callable[[], tuple[ModelLoad, ...]] = tuple
-    coming: Callable[[], tuple[str, ...]] = tuple
-    work: Callable[[], Work] = Work
-    gauges: Callable[[], Gauges] = Gauges
-    capacity: Callable[[], float] = lambda: 1.0
-    repository: ModelRepository | None = None
-    metrics: Callable[[], Iterable[Measured]] = tuple
-    """What is measured beside what every node has."""
 
 
 class Node:
@@ -92,7 +79,18 @@ class Node:
             retry_ratio=settings.router.retry_ratio,
         )
         self.reporter = self._reports_of(holdings)
-        self.dataplane = Dataplane(
+        self.dataplane = self._dataplane_of(view, holdings)
+        self.bound = Listening("")
+        """Where the doors are, while they are open."""
+        self._tasks = Tasks("node")
+        self._heartbeat: Heartbeat | None = None
+        self._bus_door: BusDoor | None = None
+        self._mqtt_door: MqttDoor | None = None
+        self._serve_applications = role == "router"
+
+    def _dataplane_of(self, view: View, holdings: Holdings) -> Dataplane:
+        settings = self.settings
+        return Dataplane(
             identity=Identity(self.name, settings.http.server_name, VERSION),
             router=self._router,
             view=view,
@@ -101,14 +99,13 @@ class Node:
             still_coming=holdings.coming,
             deadline_ms=settings.router.deadline_ms,
             limits=Limits(max_body_bytes=settings.http.max_body_bytes),
+            sequences=settings.sequences,
+            inquiry=Inquiry(view, self._ways),
+            shared_memory=settings.http.shared_memory,
             repository=holdings.repository,
-            repository_open=settings.http.repository or is_loopback(settings.http.listen),
+            repository_open=settings.http.repository or on_this_host_only(settings),
             metrics=lambda: self._metrics(holdings),
         )
-        self._tasks = Tasks("node")
-        self._heartbeat: Heartbeat | None = None
-        self._bus_door: BusDoor | None = None
-        self._serve_applications = role == "router"
 
     def _rule(self) -> Rule:
         router = self.settings.router
@@ -150,18 +147,14 @@ class Node:
         for url in settings.nats.urls():
             check_url(url)  # now, not in the task that dials: that one's failure ends no process
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.dataplane.shared_memory.close)
             await stack.enter_async_context(self.watcher.running())
             await stack.enter_async_context(self._http)
             await stack.enter_async_context(self.neighbours.running())
             await stack.enter_async_context(self.dataplane.cascades.running())
-            door = HttpServer(
-                HttpDoor(self.dataplane),
-                settings.http.listen,
-                max_body_bytes=settings.http.max_body_bytes,
-                grace_s=settings.http.grace_s,
-            )
-            await stack.enter_async_context(door)
-            doors = advertised(door.address, settings.http.advertise)
+            await stack.enter_async_context(self.dataplane.sequencer.running())
+            bound = self.bound = await stack.enter_async_context(listening(self.dataplane, settings))
+            doors = advertised(bound.http, settings.http.advertise)
             self.reporter.learn(http=",".join(doors))
             for seed in settings.discovery.seeds:
                 self.neighbours.hear_of(seed, "seed")
@@ -170,8 +163,8 @@ class Node:
             await stack.enter_async_context(self._tasks)
             self._tasks.start(self._bus(settings.nats.urls()), "bus")
             if self._everywhere:
-                self._tasks.start(self._follow_addresses(door.address), "addresses")
-            yield door.address
+                self._tasks.start(self._follow_addresses(bound.http), "addresses")
+            yield bound.http
 
     def changed(self) -> None:
         """The holdings changed: tell the mesh, and be ready once nothing is on its way any more."""
@@ -187,9 +180,12 @@ class Node:
         self.reporter.state = "left"
         if self._heartbeat is not None:
             await self._heartbeat.goodbye()
-        if self._bus_door is not None:
-            await self._bus_door.leave()
+        for door in (self._bus_door, self._mqtt_door):
+            if door is not None:
+                await door.leave()
         left = await self.dataplane.idle(grace_s)
+        if self._bus_door is not None:
+            await self._bus_door.fetched(grace_s - (time.monotonic() - started))
         if left:
             log.warning("%d requests were still in flight when the grace of %g s ended", left, grace_s)
         if any(self._looks(door.node) for door in self.neighbours.doors()):
@@ -224,6 +220,7 @@ class Node:
             tier=self.settings.node.tier,
             role=self._role,
             http=port,
+            grpc=self.bound.grpc_port,
             fingerprint=self.trust.fingerprint,
             addresses=() if self._everywhere else tuple(parse(d)[0] for d in doors),
         )
@@ -267,6 +264,11 @@ class Node:
             await stack.enter_async_context(door.serving_node(self.site, self.name))
             if self._serve_applications:
                 await stack.enter_async_context(door.serving_applications())
+            if self.settings.mqtt.enabled and self._role != "router":
+                devices = self._mqtt_door = MqttDoor(self.dataplane, tensors, self.settings.mqtt)
+                await stack.enter_async_context(devices.serving(self.site))
+            shown = NatsDiscovery(self.dataplane, control, f"{self._identity.id}{self._identity.incarnation}")
+            await stack.enter_async_context(shown.serving())
             self._ways.join_bus(tensors, BusHop(tensors, self.name, self.dataplane.load))
             await asyncio.Event().wait()
 

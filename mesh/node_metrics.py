@@ -6,6 +6,7 @@ Not here: what only an agent can tell (``edge.metrics``), the text (``metrics``)
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import get_args
@@ -43,6 +44,7 @@ SECONDS = Family(
     (*_VERSIONED, "route", "caller"),
 )
 OPEN = Family("mesh_requests_in_flight", "gauge", "Requests at the doors that are not answered yet.")
+TASKS = Family("mesh_tasks", "gauge", "Tasks of the event loop: what a door leaves behind would show here.")
 RETRIES = Family("mesh_retries_total", "counter", "Tries after the first, by the code that ended the last.", ("code",))
 DECISIONS = Family(
     "mesh_decisions_total",
@@ -138,7 +140,7 @@ _DEVICE = {
 }
 
 FAMILIES = (
-    *(BUILD, NODE, READY, CAPACITY, WAIT, NODES, BUS, REJECTED, REQUESTS, SECONDS, OPEN),
+    *(BUILD, NODE, READY, CAPACITY, WAIT, NODES, BUS, REJECTED, REQUESTS, SECONDS, OPEN, TASKS),
     *(RETRIES, DECISIONS, PREDICTION_ERROR),
     *(CASCADES, ESCALATIONS, AUDITS, AGREEMENT, THRESHOLD),
     *(STATE, BACKEND, BUILDING, MEMORY, IN_FLIGHT, SERVICE),
@@ -161,6 +163,7 @@ def node_metrics(dataplane: Dataplane, router: Router, ways: NodeWays) -> Iterat
     yield REJECTED, {(): float(watcher.rejected)}
     yield from _requests(dataplane.requests)
     yield OPEN, {(): float(dataplane.in_flight)}
+    yield TASKS, {(): float(len(asyncio.all_tasks()))}
     yield RETRIES, {(code,): float(count) for code, count in router.retries.items()}
     yield DECISIONS, {(reason,): float(count) for reason, count in router.dispatch.reasons.items()}
     yield PREDICTION_ERROR, {(route,): error for route, error in router.dispatch.residuals.items()}

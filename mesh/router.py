@@ -13,24 +13,23 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from math import inf
 
-from mesh import hedging
-from mesh.affinity import Affinity
+from mesh import hedging, sequence_steps
 from mesh.balancer import Decision
-from mesh.dispatch import Dispatch, Try
+from mesh.dispatch import Dispatch
 from mesh.errors import (
     BusUnavailable,
     InstanceLost,
     MeshError,
-    ModelNotReady,
     NodeLost,
     NodeUnreachable,
     NoReadyInstance,
     Overloaded,
 )
 from mesh.estimator import Ask
+from mesh.forwarding import Try
 from mesh.hop import Context, Reply
 from mesh.neighbours import Neighbours
 from mesh.oip.request import InferRequest
@@ -38,13 +37,13 @@ from mesh.outlook import LOCAL_MS
 from mesh.pins import Pin
 from mesh.retry import RetryBudget
 from mesh.rules import Ours, Rule
-from mesh.values import ModelIdentity, ModelMetadata
+from mesh.values import ModelIdentity
 from mesh.view import View
 from mesh.ways import HERE, Ways
 
 log = logging.getLogger(__name__)
 
-PLACED = frozenset(("mesh_stay", "mesh_node", "mesh_site", "mesh_tier", "sequence_id", hedging.PARAMETER))
+PLACED = frozenset(("mesh_stay", "mesh_node", "mesh_site", "mesh_tier", sequence_steps.RUN, hedging.PARAMETER))
 """Parameters with which a request may not run just here, or needs to know of another place too."""
 MAX_SURVEYS = 3
 MAX_MET = {Overloaded.code: 2, InstanceLost.code: 3, NodeLost.code: 3}
@@ -73,7 +72,6 @@ class Router:
         self._budget = RetryBudget(ratio=retry_ratio)
         self._hedges = hedging.Hedges()
         self._rng = rng or random.Random()
-        self._affinity = Affinity()
         self.retries: Counter[str] = Counter()
         """Tries after the first, by the code of the error that ended the one before."""
         self.dispatch = Dispatch(view, ways, neighbours, self._rule, self._budget)
@@ -102,23 +100,58 @@ class Router:
                 else:
                     reply = await self.dispatch.send(choice, request, identity, context)
             except MeshError as error:
-                failed = error if failed is None or failed.refused or not error.refused else failed
-                met[error.code] += 1
-                enough = met[error.code] >= MAX_MET.get(error.code, 1 << 30)
-                if (context.hops > 0 and choice.way.hop is None) or enough or not self._may_retry(error, context):
-                    raise failed from None
-                self.retries[error.code] += 1
-                log.debug("%s on %s failed (%s), trying elsewhere", identity.name, choice.way.key, error.code)
-                node, path = choice.way.key
-                tried.add((node, path))
-                if not isinstance(error, (NodeUnreachable, BusUnavailable)):
-                    tried.update(_paths(node))
+                failed = self._again(error, failed, choice, context, tried, met)
             else:
-                if context.hops == 0:
-                    beyond = self._ways.place(HERE) is None  # the door knows where the sequence is
-                    node = choice.way.target.node if beyond else reply.node
-                    self._affinity.ran(request.parameters, identity.name, node, time.monotonic())
+                reply.via = choice.way.target.node
                 return reply
+
+    async def stream(
+        self, request: InferRequest, identity: ModelIdentity, context: Context
+    ) -> AsyncGenerator[Reply, None]:
+        """As :meth:`infer`, of any number of answers. Once the first of them went out an error is final."""
+        tried: set[tuple[str, str]] = set()
+        met: Counter[str] = Counter()
+        failed: MeshError | None = None
+        context.deadline.check()
+        self._budget.note_request(time.monotonic())
+        given_ms = context.deadline.left_ms()
+        while True:
+            choice = self._choose(request, identity, context, tried, given_ms)
+            if isinstance(choice, MeshError):
+                raise failed or choice
+            async with contextlib.aclosing(self.dispatch.stream(choice, request, identity, context)) as replies:
+                try:
+                    reply = await anext(replies, None)
+                except MeshError as error:
+                    failed = self._again(error, failed, choice, context, tried, met)
+                    continue
+                while reply is not None:
+                    yield reply
+                    reply = await anext(replies, None)
+                return
+
+    def _again(
+        self,
+        error: MeshError,
+        failed: MeshError | None,
+        choice: Try,
+        context: Context,
+        tried: set[tuple[str, str]],
+        met: Counter[str],
+    ) -> MeshError:
+        """Note that a try failed; what there is to raise if no other comes to anything. Raises it if none may be."""
+        failed = error if failed is None or failed.refused or not error.refused else failed
+        met[error.code] += 1
+        enough = met[error.code] >= MAX_MET.get(error.code, 1 << 30)
+        if (context.hops > 0 and choice.way.hop is None) or enough or not self._may_retry(error, context):
+            raise failed from None
+        self.retries[error.code] += 1
+        log.debug("%s failed (%s), trying elsewhere", choice.way.key, error.code)
+        node, path = choice.way.key
+        tried.add((node, path))
+        if not isinstance(error, (NodeUnreachable, BusUnavailable)):
+            tried.update(_paths(node))
+        return failed
 
     async def _hedged(
         self,
@@ -145,28 +178,6 @@ class Router:
             for each in tries:
                 each.cancel()
             await asyncio.gather(*tries, return_exceptions=True)
-
-    async def metadata(self, identity: ModelIdentity, context: Context) -> ModelMetadata:
-        """The model's metadata, from here or from a node that holds it."""
-        view = self._view
-        if view.local is not None and (mine := view.local.load(identity)) is not None and mine.identity == identity:
-            with contextlib.suppress(ModelNotReady):
-                return view.local.metadata(identity)
-        if context.hops > 0:
-            raise ModelNotReady(f"model {identity.name!r} is not loaded on node {view.node}")
-        failed = self._missing(identity, "no node that holds it can be asked")
-        without = set(self._ways.survey(identity, context, 0))
-        services, _ = self._ways.outlook.of(identity)
-        for slot in range(1, self._ways.outlook.count):
-            usable = self._ways.outlook.penalty[slot] + services[slot] < inf and slot not in without
-            way = self._ways.way(slot, identity) if usable else None
-            if way is None or way.hop is None:
-                continue
-            try:
-                return await way.hop.metadata(way.target, identity, context.deadline)
-            except MeshError as error:
-                failed = error
-        raise failed
 
     def _choose(
         self,
@@ -227,10 +238,12 @@ class Router:
         if here is not None and (pin := Pin.of(parameters, stay)) is not None:
             places = [self._ways.place(slot) for slot in range(outlook.count)]
             outside = [slot for slot, place in enumerate(places) if place is None or not pin.allows(here, place)]
-        node = self._affinity.node_of(parameters, identity.name, now) if context.hops == 0 else None
-        kept = outlook.slots.get(node) if node is not None else None
-        if kept is not None and outlook.penalty[kept] + outlook.of(identity)[0][kept] < inf:
-            outside += [slot for slot in range(outlook.count) if slot != kept]
+        if context.keep:
+            outside += [slot for slot in range(outlook.count) if outlook.names[slot] != context.keep]
+        elif context.avoid:
+            outside += [slot for slot in range(outlook.count) if outlook.names[slot] in context.avoid]
+        if context.hops > 0 and sequence_steps.RUN in parameters:
+            outside += range(1, outlook.count)  # the first door counts on it to stay where it sent it
         return outside
 
     def _may_retry(self, error: MeshError, context: Context) -> bool:
@@ -245,18 +258,8 @@ class Router:
             return Overloaded(f"{decision.reason}; try again in {after_s:.3g} s", retry_after_s=after_s)
         outlook = self._ways.outlook
         if kept_away and (outlook.penalty + outlook.of(identity)[0])[kept_away].min() < inf:
-            return self._missing(identity, "it may not go to those that hold it")
-        return self._missing(identity, self._ways.why_none(identity, context, nbytes))
-
-    def _missing(self, identity: ModelIdentity, reason: str) -> MeshError:
-        for load in self._view.here(identity.name):
-            if load.version == identity.version and load.state != "READY":
-                reason = f": {load.reason}" if load.reason else ""
-                return ModelNotReady(f"model {identity.name!r} is {load.state} on this node{reason}")
-        for node, load in self._view.elsewhere(identity.name):
-            if load.identity == identity and load.reason and load.state != "READY":
-                return NoReadyInstance(f"model {identity.name!r} is {load.state} on node {node}: {load.reason}")
-        return NoReadyInstance(f"no node can run model {identity.name!r} now: {reason}")
+            return self._view.missing(identity, "it may not go to those that hold it")
+        return self._view.missing(identity, self._ways.why_none(identity, context, nbytes))
 
 
 def _paths(node: str) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ class SiteSettings(Group):
     region: str = Name
     """Region of the site, for models and requests that must not leave it; empty is none."""
     name: str = Name
-    """Site; empty is ``default`` for an edge node and ``cloud`` for a cloud node."""
+    """Site; empty is ``default`` for an edge node and ``cloud`` for a cloud node. Not ``v1``, which begins subjects."""
     key: SecretStr | None = Field(default=None, min_length=16)
     """Site key, at least 16 characters: without it neighbours on a LAN without NATS trade nothing."""
     key_file: Path | None = None
@@ -81,8 +81,39 @@ class HttpSettings(Group):
     max_body_bytes: int = Field(default=64 << 20, ge=1024)
     repository: bool = False
     """Let callers load and unload models at a door that other hosts reach; on loopback they always may."""
+    shared_memory: bool = False
+    """Let callers on this host pass tensors in system shared memory (Triton's ``system_shared_memory``)."""
     grace_s: float = Field(default=10.0, ge=0)
     """Longest that a drain may take on SIGTERM."""
+
+
+class GrpcSettings(Group):
+    """The gRPC door."""
+
+    listen: str = ""
+    """HOST:PORT to bind; port 0 takes a free one, empty opens no gRPC door."""
+    max_message_bytes: int = Field(default=64 << 20, ge=1024)
+
+
+class SequencesSettings(Group):
+    """Stateful sequences, at the door they came to and at the node that holds them."""
+
+    idle_s: float = Field(default=60.0, gt=0)
+    """A sequence of which nothing was heard for so long is over; ``[sequence] idle_s`` of a model counts instead."""
+    most: int = Field(default=4096, ge=1)
+    """Sequences held at once; a new one beyond is refused."""
+    max_bytes: int = Field(default=256 << 20, ge=1 << 20)
+    """Of states, answers and inputs kept for them; a new one beyond is refused."""
+    checkpoint_steps: int = Field(default=10, ge=1)
+    """Steps between checkpoints: so many inputs are replayed at most when the node that holds a sequence dies."""
+
+
+class MqttSettings(Group):
+    """Requests that come as MQTT messages through the bus's own listener."""
+
+    enabled: bool = True
+    """Answer ``mesh/<site>/infer/<model>`` of this agent's site."""
+    max_json_bytes: int = Field(default=16 << 20, ge=1024)
 
 
 class NatsSettings(Group):
@@ -137,6 +168,9 @@ class MeshSettings(BaseSettings):
     site: SiteSettings = SiteSettings()
     node: NodeSettings = NodeSettings()
     http: HttpSettings = HttpSettings()
+    grpc: GrpcSettings = GrpcSettings()
+    sequences: SequencesSettings = SequencesSettings()
+    mqtt: MqttSettings = MqttSettings()
     nats: NatsSettings = NatsSettings()
     router: RouterSettings = RouterSettings()
     discovery: DiscoverySettings = DiscoverySettings()
@@ -178,9 +212,14 @@ def load(cls: type[S], flags: Mapping[str, Any], config: Path | None, environ: M
 
 
 def _check_addresses(settings: MeshSettings) -> None:
+    if settings.site.name == "v1":
+        raise ConfigError("site.name: mesh.v1 begins the subjects of the mesh, choose another name")
     name = "http.listen"
     try:
         parse(settings.http.listen)
+        if settings.grpc.listen:
+            name = "grpc.listen"
+            parse(settings.grpc.listen)
         name = "discovery.seeds"
         for seed in settings.discovery.seeds:
             parse(seed)

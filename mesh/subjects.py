@@ -79,6 +79,11 @@ def control(site: str, node: str) -> str:
     return _node(site, node, "control")
 
 
+def stream(node: str) -> str:
+    """Where the parts of a stream are fetched that a node answers (``bus_streams``)."""
+    return f"{ROOT}.stream.{token(node)}"
+
+
 def model_infer(model: str) -> str:
     """Where applications ask the routers for a model (queue group :data:`ROUTER_QUEUE`)."""
     return f"{ROOT}.infer.{token(model)}"

@@ -61,6 +61,7 @@ class Requests:
         """Seconds from arrival to answer by model, version, route and caller."""
         self.failed: dict[tuple[str, str, str, Caller], int] = {}
         """By model, version, outcome (an error code) and caller."""
+        self.last_error = ""
 
     def answer(self, identity: ModelIdentity, route: Route, caller: Caller, seconds: float) -> None:
         key = identity.name, identity.version, route, caller
@@ -74,9 +75,9 @@ class Requests:
     def failure(self, identity: ModelIdentity | None, caller: Caller, error: BaseException) -> None:
         """``identity`` is None where the request never came to name a model that is there."""
         if isinstance(error, MeshError):
-            outcome = error.code
+            outcome, self.last_error = error.code, error.text
         else:
-            outcome = CANCELLED if isinstance(error, asyncio.CancelledError) else INTERNAL
+            outcome = CANCELLED if isinstance(error, (asyncio.CancelledError, GeneratorExit)) else INTERNAL
         key = ("", "", outcome, caller) if identity is None else (identity.name, identity.version, outcome, caller)
         count = self.failed.get(key, 0)
         if count == 0 and identity is not None and (len(self.failed) >= MAX_SERIES or not self._held(identity)):

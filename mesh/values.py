@@ -23,6 +23,10 @@ NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 """Names of models, nodes, sites and meshes. Dots are allowed: bus subjects encode them (``subjects``)."""
 
 
+LABELS = "labels."
+"""Begins the parameters of metadata that hold an output's classes, one a line."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRef:
     """A model as asked for; ``version`` is empty for the default version."""
@@ -65,3 +69,9 @@ class ModelMetadata:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: dict[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Names of an output's classes, where they are known."""
+        found = {n.removeprefix(LABELS): text for n, text in self.parameters.items() if n.startswith(LABELS)}
+        return {output: text.split("\n") for output, text in found.items()}

@@ -5,14 +5,15 @@ Read-only over the membership and the node's own models. Not here: ways to reach
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any, Protocol
 
 from mesh.balancer import resolve
 from mesh.deadline import Deadline
-from mesh.errors import ModelNotFound
+from mesh.errors import MeshError, ModelNotFound, ModelNotReady, NoReadyInstance
 from mesh.messages import ModelLoad, Work
 from mesh.oip.request import InferRequest
+from mesh.oip.statistics import ModelStatistics
 from mesh.oip.wire import WireBody
 from mesh.values import ModelIdentity, ModelMetadata, ModelRef
 from mesh.watcher import Watcher
@@ -41,7 +42,19 @@ class LocalModels(Protocol):
 
     async def infer(self, request: InferRequest, identity: ModelIdentity, deadline: Deadline) -> WireBody: ...
 
-    def metadata(self, identity: ModelIdentity) -> ModelMetadata: ...
+    def stream(
+        self, request: InferRequest, identity: ModelIdentity, deadline: Deadline
+    ) -> AsyncGenerator[WireBody, None]:
+        """The answers of a decoupled model, each in its wire form; closing the iterator ends the run."""
+
+    def metadata(self, identity: ModelIdentity) -> ModelMetadata:
+        """Raises ``ModelNotReady`` while it is not loaded."""
+
+    def config(self, identity: ModelIdentity) -> dict[str, Any]:
+        """Triton's model configuration as its JSON has it. Raises as :meth:`metadata` does."""
+
+    def statistics(self, ref: ModelRef | None) -> tuple[ModelStatistics, ...]:
+        """Of every version held here that ``ref`` means, None being all models. Raises ``ModelNotFound``."""
 
 
 class View:
@@ -97,16 +110,25 @@ class View:
         loads = [*self.here(identity.name), *(load for _, load in self.elsewhere(identity.name))]
         return any(load.version == identity.version for load in loads)
 
+    def facts(self, identity: ModelIdentity) -> ModelLoad | None:
+        """What its holders say of the model: this node's own word first."""
+        load = self.local.load(identity) if self.local is not None else None
+        if load is not None:
+            return load
+        return next((load for _, load in self.elsewhere(identity.name) if load.version == identity.version), None)
+
+    def missing(self, identity: ModelIdentity, reason: str) -> MeshError:
+        """Why no node can be asked for the model: what its holders say is in the way, else ``reason``."""
+        for load in self.here(identity.name):
+            if load.version == identity.version and load.state != "READY":
+                reason = f": {load.reason}" if load.reason else ""
+                return ModelNotReady(f"model {identity.name!r} is {load.state} on this node{reason}")
+        for node, load in self.elsewhere(identity.name):
+            if load.identity == identity and load.reason and load.state != "READY":
+                return NoReadyInstance(f"model {identity.name!r} is {load.state} on node {node}: {load.reason}")
+        return NoReadyInstance(f"no node can run model {identity.name!r} now: {reason}")
+
     def stay(self, identity: ModelIdentity) -> str:
         """What the model declares of where its requests may run (``pins``), as its holders say."""
-        load = self.local.load(identity) if self.local is not None else None
-        if load is not None:
-            return load.stay
-        return next((load.stay for _, load in self.elsewhere(identity.name) if load.version == identity.version), "")
-
-    def default_deadline_ms(self, identity: ModelIdentity) -> float:
-        """The model's own default deadline where its holders declare one, else 0."""
-        load = self.local.load(identity) if self.local is not None else None
-        if load is not None:
-            return load.deadline_ms
-        return next((load.deadline_ms for _, load in self.elsewhere(identity.name)), 0.0)
+        facts = self.facts(identity)
+        return facts.stay if facts is not None else ""

@@ -16,6 +16,7 @@ import msgspec
 
 from mesh.balancer import COST
 from mesh.bus import Bus
+from mesh.bus_core import BUS_MARGIN
 from mesh.errors import DigestMismatch, Draining
 from mesh.hop import Context, Hop, Target
 from mesh.link import Link
@@ -28,8 +29,6 @@ from mesh.values import ModelIdentity, Route
 from mesh.view import View
 from mesh.wires import Wires
 
-BUS_MARGIN = 8 * 1024
-"""Room for the headers below the bus's ``max_payload``."""
 MAX_OBSTACLES = 3
 """Most nodes that an error text names."""
 MAX_MODELS = 1024
@@ -121,7 +120,16 @@ class NodeWays:
     def way(self, slot: int, identity: ModelIdentity) -> Way | None:
         if slot == HERE:
             return self._here
-        node = self.outlook.names[slot]
+        return self._known(self.outlook.names[slot])
+
+    def to(self, node: str) -> Way | None:
+        """How to get to another node, whatever it holds; None if nothing leads there."""
+        self._refresh()
+        if self._known(node) is None:
+            self._refresh()
+        return self._known(node)
+
+    def _known(self, node: str) -> Way | None:
         known = self._ways.get(node)
         view = self._view.watcher.membership.get(node)
         if known is None or view is None or self._path(view) != known.key:

@@ -7,17 +7,21 @@ built values (``builders``), models on disk (``onnx_models``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hardware.backend import Loaded, LoadOptions, RawTensor, Signature
 from hardware.errors import HardwareError, WorkerDied
+from hardware.parts import Parts
 from mesh.deadline import Deadline
-from mesh.errors import MeshError
-from mesh.hop import Context, Reply, Target
+from mesh.errors import MeshError, ModelNotFound
+from mesh.hop import Context, Question, Reply, Target
 from mesh.messages import ModelLoad, Work
 from mesh.neighbours import Answer
+from mesh.oip.documents import encode_model_metadata
 from mesh.oip.request import InferRequest
+from mesh.oip.statistics import ModelStatistics
 from mesh.oip.tensor import Tensor
 from mesh.oip.wire import WireBody
 from mesh.values import ModelIdentity, ModelMetadata, ModelRef
@@ -79,6 +83,10 @@ class ScriptedRuntime:
             self.runs.append((key, future))
             self.inputs.append(inputs)
         return future
+
+    def stream(self, key: str, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> Parts:
+        """The test gives its ``Parts`` answers, and ends the run as any other."""
+        return Parts(self.run(key, inputs, outputs))
 
     def abandon(self, run: Run) -> None:
         self.abandoned.append(run)
@@ -142,8 +150,24 @@ class ScriptedModels:
             raise self.outcome
         return BODY
 
+    async def stream(
+        self, request: InferRequest, identity: ModelIdentity, deadline: Deadline
+    ) -> AsyncGenerator[WireBody, None]:
+        """One answer."""
+        yield await self.infer(request, identity, deadline)
+
     def metadata(self, identity: ModelIdentity) -> ModelMetadata:
         return some_metadata(identity)
+
+    def config(self, identity: ModelIdentity) -> dict[str, Any]:
+        return {"name": identity.name}
+
+    def statistics(self, ref: ModelRef | None) -> tuple[ModelStatistics, ...]:
+        """One inference of each version held."""
+        meant = [m for m in self.loads if ref is None or (m.name == ref.name and ref.version in ("", m.version))]
+        if ref is not None and not meant:
+            raise ModelNotFound(f"Request for unknown model: {ref}")
+        return tuple(ModelStatistics(m.name, m.version, inference_count=1) for m in meant)
 
 
 @dataclass
@@ -155,10 +179,17 @@ class ScriptedHop:
     contexts: list[Context] = field(default_factory=list)
     hold: dict[str, asyncio.Event] = field(default_factory=dict)
     """A node with an entry answers once its event is set."""
+    answers: dict[tuple[str, Question], bytes] = field(default_factory=dict)
+    """By node and question; metadata need none."""
+    refusals: dict[tuple[str, Question], MeshError] = field(default_factory=dict)
+    bodies: dict[tuple[str, Question], bytes] = field(default_factory=dict)
+    """What questions were sent with, the last time."""
     called_off: list[str] = field(default_factory=list)
     """Nodes whose request was cancelled meanwhile."""
     left: int = 0
     """Requests that are not answered yet."""
+    streams: dict[str, list[Reply]] = field(default_factory=dict)
+    """The answers of a node to one that is asked by stream."""
     reply: Callable[[Target], Reply] = lambda target: Reply(BODY, target.node, target.route, 1)
 
     async def infer(
@@ -172,6 +203,19 @@ class ScriptedHop:
             raise error
         return self.reply(target)
 
+    async def stream(
+        self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
+    ) -> AsyncGenerator[Reply, None]:
+        """What ``streams`` says, then as :meth:`infer` but for its answer."""
+        for reply in self.streams.get(target.node, ()):
+            yield reply
+        self.asked.append(target.node)
+        self.contexts.append(context)
+        if (event := self.hold.get(target.node)) is not None:
+            await self._wait(target.node, event)
+        if (error := self.outcomes.get(target.node)) is not None:
+            raise error
+
     async def _wait(self, node: str, event: asyncio.Event) -> None:
         self.left += 1
         try:
@@ -182,11 +226,16 @@ class ScriptedHop:
         finally:
             self.left -= 1
 
-    async def metadata(self, target: Target, identity: ModelIdentity, deadline: Deadline) -> ModelMetadata:
+    async def ask(self, target: Target, what: Question, ref: ModelRef, deadline: Deadline, body: bytes = b"") -> bytes:
         self.asked.append(target.node)
         if (error := self.outcomes.get(target.node)) is not None:
             raise error
-        return some_metadata(identity)
+        self.bodies[target.node, what] = body
+        if (error := self.refusals.get((target.node, what))) is not None:
+            raise error
+        if (answer := self.answers.get((target.node, what))) is not None:
+            return answer
+        return encode_model_metadata(some_metadata(ModelIdentity(ref.name, ref.version, "")))
 
 
 class ScriptedProber:

@@ -147,15 +147,15 @@ WRONG_HEAD = [
     ),
     _json(
         "classification",
-        good_json(outputs=[{"name": "OUTPUT0", "parameters": {"classification": 3}}]),
+        good_json(outputs=[{"name": "OUTPUT0", "parameters": {"classification": -3}}]),
         "classification",
-        501,
+        codec=False,
     ),
     _json(
         "output in shared memory",
         good_json(outputs=[{"name": "OUTPUT0", "parameters": {"shared_memory_region": "r"}}]),
-        "shared memory",
-        501,
+        "shared_memory_byte_size",
+        400,
     ),
     _json("too many inputs", {"inputs": [json_input(f"I{n}") for n in range(300)]}, "more than", 413),
     _json("duplicate input", {"inputs": [ONE, ONE]}, "duplicate input 'INPUT0'"),
@@ -218,13 +218,13 @@ WRONG_INPUT = [
     _first("NaN", "JSON has no NaN", datatype="FP32", data=[float("nan")] * 16),
     _first("Infinity", "JSON has no NaN", datatype="FP32", data=[float("-inf")] * 16),
     _first("parameters null", "$.inputs[0].parameters", parameters=None),
-    _first("in shared memory", "shared memory", 501, data=..., parameters={"shared_memory_region": "r"}),
+    _first("in shared memory", "shared_memory_byte_size", data=..., parameters={"shared_memory_region": "r"}),
     _first("size without header", HEADER, data=..., parameters={"binary_data_size": 64}),
     _first("data and size", "both 'data' and", parameters={"binary_data_size": 64}),
 ]
 
 WRONG_BINARY = [
-    _header("header length zero", "0", "raw binary request", 501),
+    _header("header length zero", "0", "one input", codec=False),
     _header("header length beyond the body", "100000"),
     _header("header length too long", "300", "unable to parse the request"),
     _header("header length too short", "10", "unable to parse the request"),

@@ -210,3 +210,10 @@ def external_tensor(location: str) -> onnx.TensorProto:
     tensor.data_location = Proto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     return tensor
+
+
+def running_sum() -> bytes:
+    """OUTPUT and STATE_OUT are INPUT + STATE, INT64 of shape [-1,1]: fed back, the sum of all inputs so far."""
+    nodes = [helper.make_node("Add", ["INPUT", "STATE"], [output]) for output in ("OUTPUT", "STATE_OUT")]
+    inputs = [value(name, "INT64", (-1, 1)) for name in ("INPUT", "STATE")]
+    return build(nodes, inputs, [value(name, "INT64", (-1, 1)) for name in ("OUTPUT", "STATE_OUT")])

@@ -41,8 +41,7 @@ class Pipe(asyncio.Transport):
         return self._unsent
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        assert high is not None
-        self._high = high
+        self._high = 64 * 1024 if high is None else high
 
     def can_write_eof(self) -> bool:
         return True

@@ -13,6 +13,7 @@ from typing import Any
 from mesh import subjects
 from mesh.deadline import Deadline
 from mesh.hop import Context, Reply
+from mesh.inquiry import Inquiry
 from mesh.membership import NodeView
 from mesh.memory_bus import MemoryBroker, MemoryBus
 from mesh.messages import ModelLoad, Report, encode_report
@@ -51,6 +52,7 @@ class Routing:
             rule=rule,
             rng=random.Random(7),
         )
+        self.inquiry = Inquiry(self.view, self.ways)
         self.broker = MemoryBroker(max_payload)
         self._seq = 0
 
@@ -100,10 +102,11 @@ class Routing:
         left_ms: float = 60_000.0,
         hops: int = 0,
         visited: tuple[str, ...] = (),
+        keep: str = "",
         **parameters: Any,
     ) -> Reply:
         """``parameters`` are those of the request."""
-        request, context = a_request(nbytes=nbytes), Context(Deadline.after_ms(left_ms), hops, visited)
+        request, context = a_request(nbytes=nbytes), Context(Deadline.after_ms(left_ms), hops, visited, keep=keep)
         request.parameters.update(parameters)
         return await self.router.infer(request, identity or an_identity(), context)
 

@@ -43,12 +43,14 @@ NOT_OUR_NOUNS = NOT_OUR_WORDS | {"service", "services"}
 """Words that say nothing about what a thing does; "service" may still be part of "service time"."""
 
 DOORS: dict[str, set[str]] = {
-    "nats": {"mesh.nats_bus", "mesh.nats_connection"},
+    "nats": {"mesh.nats_connection", "mesh.nats_reader"},
     "zeroconf": {"mesh.discovery"},
     "aiohttp": {"mesh.hop_http"},
     "httptools": {"mesh.http_head"},
+    "grpc": {"mesh.grpc_door", "mesh.grpc_errors", "mesh.grpc_health", "mesh.grpc_server"},
+    "google": {"mesh.grpc_protocol"},
     "uvicorn": set(),
-    "starlette": {"mesh.http_pages"},
+    "starlette": {"mesh.http_pages", "mesh.triton_pages"},
     "onnxruntime": {"hardware.onnx_backend"},
     "cuda": {"hardware.cuda"},
     "pynvml": {"hardware.nvml"},

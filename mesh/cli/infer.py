@@ -12,10 +12,11 @@ from rich.table import Table
 
 from mesh.cli.door import Url, url_or_default
 from mesh.cli.files import is_file, tensor_from_file, tensor_from_json
-from mesh.client import Client, Result
+from mesh.client import Client
 from mesh.command import Json, console, fail, print_json, run
 from mesh.errors import InvalidRequest
 from mesh.oip.tensor import Tensor
+from mesh.result import Result
 from mesh.values import ModelMetadata
 
 SHOWN = 8

@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from mesh import telemetry
+from mesh.addresses import parse
 from mesh.cluster import Child, Cluster
 from mesh.command import Json, fail, print_json, printed, run
 from mesh.errors import ConfigError
@@ -21,6 +22,7 @@ def up(
     agents: Annotated[int, typer.Option(min=1, max=64, help="Agents, on the ports after the router's")] = 2,
     models: Annotated[Optional[Path], typer.Option(help="Model repository; default ./models")] = None,  # noqa: UP045
     http: Annotated[int, typer.Option(min=0, max=65535, help="Port of the router; 0 takes free ones")] = 8000,
+    mqtt: Annotated[str, typer.Option(help="HOST:PORT for MQTT 3.1.1 clients; without it there is none")] = "",
     json: Json = False,
 ) -> None:
     """Start a bus, a router and agents; print one line when all models are READY; Ctrl-C stops all."""
@@ -31,15 +33,17 @@ def up(
                 f"there is no model repository {folder}: give one with --models DIR, or run 'make models'"
             )
         telemetry.setup("warning")
-        run(_up(agents, folder.resolve(), http, json))
+        if mqtt:
+            parse(mqtt)
+        run(_up(agents, folder.resolve(), http, mqtt, json))
 
 
-async def _up(agents: int, models: Path, port: int, as_json: bool) -> None:
+async def _up(agents: int, models: Path, port: int, mqtt: str, as_json: bool) -> None:
     async with stop_on_signals() as stop:
         with tempfile.TemporaryDirectory(prefix="mesh-up-") as run_dir:
             threads = max(1, (os.cpu_count() or 1) // agents)
             environ = {"MESH_MODELS__ISOLATION": "device", "MESH_MODELS__THREADS": str(threads)}
-            async with Cluster(Path(run_dir), agents=environ) as cluster:
+            async with Cluster(Path(run_dir), agents=environ, mqtt=mqtt) as cluster:
                 router = await cluster.router(listen=f"127.0.0.1:{port}")
                 for number in range(1, agents + 1):
                     listen = f"127.0.0.1:{port + number if port else 0}"
@@ -51,9 +55,13 @@ async def _up(agents: int, models: Path, port: int, as_json: bool) -> None:
                     if starting.done():
                         await starting
                         if as_json:
-                            print_json({"router": router.url, "agents": [c.url for c in cluster.children[1:]]})
+                            found = {"router": router.url, "agents": [c.url for c in cluster.children[1:]]}
+                            devices = {"mqtt": cluster.bus.mqtt, "mqtt_password": cluster.bus.token} if mqtt else {}
+                            print_json(found | devices)
                         else:
                             printed(f"ready {router.url}")
+                            if mqtt:
+                                typer.echo(f"MQTT at {cluster.bus.mqtt}: any user, password {cluster.bus.token}", err=True)
                         for child in cluster.children:
                             tasks.start(_say_end(child), child.name)
                         await stopping

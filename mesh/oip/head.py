@@ -10,11 +10,11 @@ import math
 import re
 from collections.abc import Iterable
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from mesh.errors import InvalidRequest, PayloadTooLarge, Unsupported
+from mesh.errors import InvalidRequest, PayloadTooLarge
 from mesh.oip.datatypes import DATATYPES
 from mesh.oip.json_data import decode_data, parse
 from mesh.oip.tensor import Tensor, check_elements
@@ -25,7 +25,17 @@ Side = Literal["input", "output"]
 
 HEADER = "Inference-Header-Content-Length"
 MAX_DIM = 2**63 - 1
+REGION, OFFSET, SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
+"""Parameters of a tensor whose bytes are in shared memory of the door's host (Triton's extension)."""
 _NOT_JSON = re.compile(rb"[\[,:\s]-?(?:NaN|Infinity|nan|inf)\b")
+
+
+class Place(NamedTuple):
+    """Bytes of a shared memory region."""
+
+    region: str
+    offset: int
+    byte_size: int
 
 
 class TensorHead(msgspec.Struct):
@@ -50,7 +60,7 @@ def split(view: memoryview, header_length: int | None, limits: Limits) -> tuple[
             )
         return view, None
     if header_length == 0:
-        raise Unsupported(f"{HEADER} 0 is a raw binary request, which is not supported: send a JSON head")
+        raise InvalidRequest(f"{HEADER} 0 is a raw request, which has no head to read: it is the door's to take")
     if not 0 < header_length <= view.nbytes:
         raise InvalidRequest(
             f"{HEADER} must be between 0 and the body's {view.nbytes} bytes, got {quoted(header_length)}"
@@ -77,13 +87,16 @@ def read_tensors(heads: list[TensorHead], tail: memoryview | None, side: Side, l
     at = 0
     for head in heads:
         what = f"{side} {quoted(head.name)}"
+        if REGION in head.parameters:
+            tensors.append(_elsewhere(head, what, limits))
+            continue
         size = binary_size(head, what)
         if size is None:
             tensors.append(_json_tensor(head, what, limits))
             continue
         if tail is None:
             raise InvalidRequest(f"{what} has 'binary_data_size', but the request has no header {HEADER}")
-        tensors.append(_binary_tensor(head, size, tail[at:], what, limits))
+        tensors.append(binary_tensor(head, size, tail[at:], what, limits))
         at += size
     if tail is not None and at != tail.nbytes:
         raise InvalidRequest(
@@ -119,10 +132,10 @@ def binary_size(head: TensorHead, what: str) -> int | None:
 
 
 def check_parameters(parameters: dict[str, Any], what: str) -> None:
-    """Only what OIP knows, in the ranges gRPC can carry too. Raises ``InvalidRequest``, or ``Unsupported``."""
+    """Only what OIP knows, in the ranges gRPC can carry too. Raises ``InvalidRequest``."""
     for name, value in parameters.items():
-        if name.startswith("shared_memory_"):
-            raise Unsupported(f"{what} asks for shared memory (parameter {quoted(name)}), which is not supported")
+        if name.startswith("shared_memory_") and REGION not in parameters:
+            raise InvalidRequest(f"{what} has parameter {quoted(name)} without {REGION!r}")
         if not isinstance(value, (bool, int, float, str)):
             raise InvalidRequest(
                 f"parameter {quoted(name)} of {what} must be a bool, number or string, got {type(value).__name__}"
@@ -141,14 +154,36 @@ def pop_flag(parameters: dict[str, Any], name: str, what: str) -> bool | None:
     return flag
 
 
+def place_of(parameters: dict[str, Any], what: str) -> Place | None:
+    """Where the parameters of a tensor say that its bytes are, or go to; None where that is the body."""
+    region = parameters.get(REGION)
+    if region is None:
+        return None
+    offset, size = parameters.get(OFFSET, 0), parameters.get(SIZE)
+    if not isinstance(region, str) or type(offset) is not int or type(size) is not int or offset < 0 or size < 0:
+        raise InvalidRequest(f"{what} needs a text as {REGION!r} and counts of bytes as {SIZE!r} and {OFFSET!r}")
+    return Place(region, offset, size)
+
+
+def _elsewhere(head: TensorHead, what: str, limits: Limits) -> Tensor:
+    """A tensor without its bytes, which lie in shared memory."""
+    check_parameters(head.parameters, what)
+    if memoryview(head.data).nbytes or "binary_data_size" in head.parameters:
+        raise InvalidRequest(f"{what} must not have data beside its shared memory")
+    place_of(head.parameters, what)
+    shape, _, _ = checked_shape(head, what, limits)
+    return Tensor(head.name, head.datatype, shape, b"", head.parameters)
+
+
 def _json_tensor(head: TensorHead, what: str, limits: Limits) -> Tensor:
-    shape, count, _ = _checked_shape(head, what, limits)
+    shape, count, _ = checked_shape(head, what, limits)
     data = decode_data(head.data, head.datatype, shape, count, what)
     return Tensor(head.name, head.datatype, shape, data, head.parameters)
 
 
-def _binary_tensor(head: TensorHead, size: int, rest: memoryview, what: str, limits: Limits) -> Tensor:
-    shape, count, item_bytes = _checked_shape(head, what, limits)
+def binary_tensor(head: TensorHead, size: int, rest: memoryview, what: str, limits: Limits) -> Tensor:
+    """A tensor on the first ``size`` bytes of ``rest``. Raises ``InvalidRequest`` if they are not what it says."""
+    shape, count, item_bytes = checked_shape(head, what, limits)
     if item_bytes and size != count * item_bytes:
         raise InvalidRequest(
             f"input byte size mismatch for {what}: shape {_shown(shape)} of {head.datatype}. "
@@ -162,8 +197,8 @@ def _binary_tensor(head: TensorHead, size: int, rest: memoryview, what: str, lim
     return Tensor(head.name, head.datatype, shape, data, head.parameters)
 
 
-def _checked_shape(head: TensorHead, what: str, limits: Limits) -> tuple[tuple[int, ...], int, int]:
-    """Shape, number of elements, and bytes of one (0 for BYTES)."""
+def checked_shape(head: TensorHead, what: str, limits: Limits) -> tuple[tuple[int, ...], int, int]:
+    """Shape, number of elements, and bytes of one (0 for BYTES). Raises ``InvalidRequest`` or ``PayloadTooLarge``."""
     known = DATATYPES.get(head.datatype)
     if known is None:
         raise InvalidRequest(f"invalid datatype {quoted(head.datatype)} for {what}")

@@ -11,13 +11,15 @@ from typing import Any
 
 import msgspec
 
-from mesh.errors import InvalidRequest, PayloadTooLarge, Unsupported
+from mesh.errors import InvalidRequest, PayloadTooLarge
 from mesh.oip.head import (
+    REGION,
     Parameter,
     TensorHead,
     check_parameters,
     check_unique,
     parse_head,
+    place_of,
     pop_flag,
     read_tensors,
     split,
@@ -129,11 +131,16 @@ def decode_request(model: str, version: str, body: Buffer, header_length: int | 
     inputs = read_tensors(head.inputs, tail, "input", limits)
     wire = WireBody((body,), header_length)
     request = InferRequest(model, version, head.id, parameters, inputs, outputs, binary_default, wire)
-    _unsigned(parameters, "timeout")
-    _unsigned(parameters, "priority")
-    if key and not head.id and not any(memoryview(i.data).nbytes for i in head.inputs):
+    check_times(parameters)
+    if key and not head.id and not any(memoryview(i.data).nbytes or REGION in i.parameters for i in head.inputs):
         _plans.put(key, _plan(request, len(key), view.nbytes, limits))
     return request
+
+
+def check_times(parameters: dict[str, Any]) -> None:
+    """Raises ``InvalidRequest`` for a ``timeout`` or ``priority`` that is none."""
+    _unsigned(parameters, "timeout")
+    _unsigned(parameters, "priority")
 
 
 def encode_request(request: InferRequest) -> WireBody:
@@ -172,8 +179,7 @@ def _requested(heads: list[_OutputHead], binary_default: bool) -> tuple[Requeste
     for head in heads:
         what = f"requested output {quoted(head.name)}"
         check_parameters(head.parameters, what)
-        if "classification" in head.parameters:
-            raise Unsupported(f"{what} asks for classification, which is not supported")
+        place_of(head.parameters, what)
         binary = pop_flag(head.parameters, "binary_data", what)
         outputs.append(RequestedOutput(head.name, binary_default if binary is None else binary, head.parameters))
     return tuple(outputs)

@@ -14,7 +14,7 @@ import msgspec
 
 from mesh.errors import InferenceFailed, MeshError, ProtocolError
 from mesh.oip.datatypes import DATATYPES
-from mesh.oip.head import Parameter, TensorHead, check_parameters, parse_head, read_tensors, split
+from mesh.oip.head import REGION, Parameter, TensorHead, check_parameters, parse_head, read_tensors, split
 from mesh.oip.json_data import encode_data
 from mesh.oip.recent import Recent
 from mesh.oip.request import InferRequest, WireBody
@@ -113,6 +113,9 @@ def _head(response: InferResponse, outputs: Sequence[Tensor], binary: Sequence[b
 
 
 def _output(tensor: Tensor, as_binary: bool) -> dict[str, Any]:
+    if REGION in tensor.parameters:
+        where = tensor.parameters  # its bytes are in shared memory
+        return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "parameters": where}
     expected = prod(tensor.shape) * DATATYPES[tensor.datatype].item_bytes
     if tensor.datatype != "BYTES" and tensor.nbytes != expected:
         raise InferenceFailed(f"output {quoted(tensor.name)}: expected {expected} bytes, got {tensor.nbytes}")

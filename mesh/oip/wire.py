@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from mesh.errors import InvalidRequest
+
 Buffer = bytes | bytearray | memoryview
 
 MIB = 1 << 20
@@ -46,6 +48,16 @@ class WireBody(msgspec.Struct, frozen=True):
         if len(self.parts) == 1:
             return bytes(self.parts[0])
         return b"".join(self.parts)
+
+
+def read_length(header: str | bytes | None) -> int | None:
+    """Bytes of the head, as ``Inference-Header-Content-Length`` gives them. Raises ``InvalidRequest``."""
+    if header is None:
+        return None
+    if not header.isdigit() or not header.isascii():
+        text = header if isinstance(header, str) else header.decode("latin-1")
+        raise InvalidRequest(f"Inference-Header-Content-Length must be a count of bytes, got {quoted(text)}")
+    return int(header[:20])
 
 
 def buffer_bytes(buffer: Buffer) -> int:

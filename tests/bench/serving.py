@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import statistics
 import tempfile
@@ -19,15 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tests.bench import loadgen, processes
+from mesh.nats_server import free_port
+from tests.bench import loadgen, other_doors, processes
 from tests.bench.loadgen import Job, Sample, Verify, Window
 from tests.bench.models import ADD, POOL, Answer, Bytes, Model, write_repository
+from tests.bench.other_doors import GrpcVariant, MqttVariant
 from tests.bench.processes import TUNED_MALLOC, Server, module, started
 from tests.bench.report import Row, machine, show
 from tests.bench.stats import in_round, paired_ratio, percentile
 
 ECHO, TUNED, DIRECT, WORKER, INLINE = "echo", "echo-tuned-malloc", "ort-direct", "agent-worker", "agent-inline"
-VARIANTS = (ECHO, TUNED, DIRECT, WORKER, INLINE)
+GRPC_ECHO, GRPC, GRPC_STREAM_ECHO, GRPC_STREAM = "grpc-echo", "agent-grpc", "grpc-stream-echo", "agent-grpc-stream"
+MQTT_ECHO, MQTT = "mqtt-echo", "agent-mqtt"
+OTHERS = (GRPC_ECHO, GRPC, GRPC_STREAM_ECHO, GRPC_STREAM, MQTT_ECHO, MQTT)
+VARIANTS = (ECHO, TUNED, DIRECT, WORKER, INLINE, *OTHERS)
+BARS = {GRPC: GRPC_ECHO, GRPC_STREAM: GRPC_STREAM_ECHO, MQTT: MQTT_ECHO}
+BARS |= {bar: bar for bar in BARS.values()}
+"""Which echo a row's ``ratio_to_echo`` is to; where none is named, the HTTP one."""
 MODELS = (ADD, POOL)
 CONNECTIONS = (1, 8)
 AIMS = {WORKER: 0.4, INLINE: 0.6}
@@ -74,6 +83,22 @@ class HttpVariant:
         before = server.cpu_s()
         sample = self._load.submit(loadgen.run, job).result()
         after = server.cpu_s()
+        own, children = ((b - a) / max(sample.answered, 1) * 1e6 for a, b in zip(before, after, strict=True))
+        return Measured(sample, own, children)
+
+
+class OtherDoor:
+    """A variant of ``other_doors``, with what it cost."""
+
+    def __init__(self, variant: GrpcVariant | MqttVariant) -> None:
+        self.name = variant.name
+        self.most_connections = variant.most_connections
+        self._variant = variant
+
+    def measure(self, model: Model, connections: int, window: Window) -> Measured:
+        before = self._variant.server.cpu_s()
+        sample = self._variant.sample(model, connections, window)
+        after = self._variant.server.cpu_s()
         own, children = ((b - a) / max(sample.answered, 1) * 1e6 for a, b in zip(before, after, strict=True))
         return Measured(sample, own, children)
 
@@ -135,14 +160,40 @@ def servers(names: Sequence[str]) -> Iterator[list[Variant]]:
             command = processes.agent(repository)
             return HttpVariant(name, stack.enter_context(started(name, command, environ)), load, echo=False)
 
+        other = functools.cache(lambda: stack.enter_context(other_doors_of(folder, repository, load)))
         make: dict[str, Callable[[], Variant]] = {
             ECHO: lambda: echo(ECHO, {}),
             TUNED: lambda: echo(TUNED, TUNED_MALLOC),
             DIRECT: lambda: DirectVariant(direct),
             WORKER: lambda: agent(WORKER, "model"),
             INLINE: lambda: agent(INLINE, "none"),
-        }
+        } | {name: lambda name=name: OtherDoor(other()[name]) for name in OTHERS}
         yield [make[name]() for name in names]
+
+
+@contextlib.contextmanager
+def other_doors_of(
+    folder: Path, repository: Path, load: ProcessPoolExecutor
+) -> Iterator[dict[str, GrpcVariant | MqttVariant]]:
+    """One agent with all doors, and the bare echoes."""
+    with contextlib.ExitStack() as stack:
+        url, mqtt_port = stack.enter_context(other_doors.bus(folder / "bus"))
+        address = f"127.0.0.1:{free_port('127.0.0.1')}"
+        environ = {"MESH_DISCOVERY__ENABLED": "false", "MESH_NODE__STATE_DIR": str(folder / "all-doors")}
+        command = processes.agent(repository, "--grpc", address, "--nats", url, "--site", other_doors.SITE)
+        agent = stack.enter_context(started("all doors", command, environ))
+        sizes = [str(len(other_doors.grpc_reply(model))) for model in MODELS]
+        echo = stack.enter_context(started(GRPC_ECHO, module("tests.bench.grpc_echo", *sizes)))
+        sizes = [str(other_doors.mqtt_reply_bytes(model)) for model in MODELS]
+        mqtt_echo = stack.enter_context(started(MQTT_ECHO, module("tests.bench.mqtt_load", url, "echo", *sizes)))
+        yield {
+            GRPC_ECHO: GrpcVariant(GRPC_ECHO, echo, echo.address, load, stream=False, echo=True),
+            GRPC: GrpcVariant(GRPC, agent, address, load, stream=False, echo=False),
+            GRPC_STREAM_ECHO: GrpcVariant(GRPC_STREAM_ECHO, echo, echo.address, load, stream=True, echo=True),
+            GRPC_STREAM: GrpcVariant(GRPC_STREAM, agent, address, load, stream=True, echo=False),
+            MQTT_ECHO: MqttVariant(MQTT_ECHO, mqtt_echo, mqtt_port, "echo", load, echo=True),
+            MQTT: MqttVariant(MQTT, agent, mqtt_port, other_doors.SITE, load, echo=False),
+        }
 
 
 Cell = tuple[Model, int]
@@ -179,8 +230,10 @@ def rows(results: Results, cells: Sequence[Cell], names: Sequence[str]) -> list[
                 "requests_per_s": statistics.median(m.sample.per_second for m in taken),
                 "p50_ms": statistics.median(m.sample.p50_ms for m in taken),
                 "p99_ms": statistics.median(m.sample.p99_ms for m in taken),
-                "ratio_to_echo": _ratio(taken, results.get((ECHO, model, connections))),
-                "ratio_to_tuned_echo": _ratio(taken, results.get((TUNED, model, connections))),
+                "ratio_to_echo": _ratio(taken, results.get((BARS.get(name, ECHO), model, connections))),
+                "ratio_to_tuned_echo": None
+                if name in BARS
+                else _ratio(taken, results.get((TUNED, model, connections))),
                 "cpu_us": _median([m.cpu_us for m in taken]),
                 "worker_cpu_us": _median([m.children_cpu_us for m in taken]),
             }
@@ -205,6 +258,7 @@ def notes(table: Sequence[Row], rounds: int, window: Window, before: str) -> lis
         f"{rounds} rounds of {window.seconds} s a cell, order reversed each round; ratios are medians of paired rounds",
         "the load generator takes one of the cores; first and last reply of each connection are checked in full",
         "an echo reads the same request as the agent and answers as many bytes as the model does",
+        "gRPC and MQTT have bare echoes of their own: grpc.aio that parses nothing, nats-py behind the same listener",
         "ort-direct: one thread of ONNX Runtime in a loop, no server; one caller only",
         "cpu_us and worker_cpu_us: CPU time (user and system) a request costs the server process and its children",
     ]

@@ -184,7 +184,7 @@ async def test_abandoned_runs_end_or_are_right_and_the_others_are_right(place: P
     assert ends.count("answered") >= 150
     if isinstance(place.runtime, WorkerRuntime):  # in process, short runs are done before anybody can leave
         assert "abandoned" in ends
-        assert len(place.runtime._slots) == 0
+        assert len(place.runtime._calls.slots) == 0
 
 
 async def test_unloaded_and_loaded_again(place: Place) -> None:

@@ -58,7 +58,7 @@ async def is_running(runtime: Runtime) -> None:
 
 
 def slots_in_use(runtime: Runtime) -> int:
-    return len(runtime._slots) if isinstance(runtime, WorkerRuntime) else len(runtime._interrupts)  # type: ignore[attr-defined]
+    return len(runtime._calls.slots) if isinstance(runtime, WorkerRuntime) else len(runtime._interrupts)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("instances", [1, 2])

@@ -109,7 +109,7 @@ async def test_slots_and_descriptors_do_not_grow(worker: WorkerRuntime, tmp_path
             future.cancel()
         await asyncio.gather(*futures, return_exceptions=True)
     await worker.run("m", pair(), [])
-    assert len(worker._slots) == 0
+    assert len(worker._calls.slots) == 0
     assert open_files() == before
     assert psutil.Process(worker.pid).num_fds() == of_worker
 
@@ -118,7 +118,7 @@ async def test_a_cancelled_run_keeps_its_slot_until_the_worker_is_done(worker: W
     await load(worker, tmp_path, onnx_models.loop())
     given_up = worker.run("m", [int64("N", 100_000)], [])
     given_up.cancel()
-    assert len(worker._slots) == 1
+    assert len(worker._calls.slots) == 1
     answers = await asyncio.gather(*(worker.run("m", [int64("N", n)], []) for n in (5, 6, 7)))
     assert [np.frombuffer(a.whole, dtype=np.int64)[0] for (a,) in answers] == [5, 6, 7]
 
@@ -142,7 +142,7 @@ async def test_tensors_that_do_not_fit_a_slot_are_refused(worker: WorkerRuntime,
     with pytest.raises(InvalidInput, match="too long"):
         await worker.run("same", [fp32("INPUT", [1])], ["x" * (frames.MAX_FRAME_BYTES + 1)])
     assert await worker.run("same", [fp32("INPUT", [1])], [])
-    assert len(worker._slots) == 0
+    assert len(worker._calls.slots) == 0
 
 
 async def test_a_memory_bomb_meets_the_limit_and_nothing_else(tmp_path: Path) -> None:
@@ -246,6 +246,8 @@ LIES = {
     "beyond the slot": framed(frames.Done(0, 1, [Placed("Y", "INT64", (), 64 * 1024, 8)])),
     "before the slot": framed(frames.Done(0, 1, [Placed("Y", "INT64", (), -8, 8)])),
     "another size": framed(frames.Done(0, 1, [Placed("Y", "INT64", (2,), 0, 8)])),
+    "a part of a run": framed(frames.Part(0, 1, [])),
+    "a part of nothing": framed(frames.Part(1, 7, [])),
     "no message": b"\x01\x00\x00\x00\xc1",
     "a huge frame": b"\xff\xff\xff\xff",
 }

@@ -40,9 +40,10 @@ def repository(folder: Path, models: Mapping[str, bytes], toml: Mapping[str, str
 
 @dataclass(frozen=True)
 class Door:
-    """A served HTTP door, HOST:PORT."""
+    """A served HTTP door, HOST:PORT, and the gRPC door beside it."""
 
     address: str
+    grpc: str = ""
 
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncIterator[Connection]:
@@ -62,6 +63,15 @@ class Door:
     async def infer(self, model: str, head: Mapping[str, Any], tensors: bytes = b"") -> Answer:
         async with self.connect() as connection:
             return await connection.infer(model, head, tensors)
+
+    async def until_open(self, count: int) -> None:
+        """Wait until ``count`` requests are at this door, whatever node runs them."""
+
+        async def reached() -> bool:
+            lines = (await self.get("/metrics")).body.decode().splitlines()
+            return f"mesh_requests_in_flight {float(count)}" in lines
+
+        await until(reached)
 
     async def until_in_flight(self, model: str, count: int) -> None:
         """Wait until the door's own node has ``count`` requests of a model admitted and unanswered."""
@@ -85,7 +95,7 @@ async def until(reached: Callable[[], Any]) -> None:
 
 @contextlib.asynccontextmanager
 async def agent(
-    models: Path, /, *, ready: bool = True, nats: str = "", **groups: Mapping[str, Any]
+    models: Path, /, *, ready: bool = True, nats: str | Mapping[str, Any] = "", **groups: Mapping[str, Any]
 ) -> AsyncIterator[Door]:
     """An agent that runs its models in this process unless ``models`` in ``groups`` says otherwise."""
     settings = EdgeSettings.model_validate(
@@ -96,25 +106,27 @@ async def agent(
     async with served.running() as address:
         if ready:
             await soon(served.until_ready())
-        yield Door(address)
+        yield Door(address, served.bound.grpc)
 
 
 @contextlib.asynccontextmanager
-async def router(nats: str, **groups: Mapping[str, Any]) -> AsyncIterator[Door]:
+async def router(nats: str | Mapping[str, Any], **groups: Mapping[str, Any]) -> AsyncIterator[Door]:
     settings = CloudSettings.model_validate(_settings(nats, groups, "router-1"))
-    async with App(settings, NodeIdentity(uuid.uuid4().hex, 1)).running() as address:
-        yield Door(address)
+    served = App(settings, NodeIdentity(uuid.uuid4().hex, 1))
+    async with served.running() as address:
+        yield Door(address, served.bound.grpc)
 
 
-def _settings(nats: str, groups: Mapping[str, Mapping[str, Any]], node: str) -> dict[str, Any]:
+def _settings(nats: str | Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]], node: str) -> dict[str, Any]:
     defaults: dict[str, dict[str, Any]] = {
         "node": {"name": node},
         "http": {"listen": "127.0.0.1:0", "grace_s": 1},
-        "nats": {"url": nats},
+        "nats": {"url": nats} if isinstance(nats, str) else dict(nats),
         "discovery": {"enabled": False},
         "router": {},
     }
-    return {name: values | dict(groups.get(name, {})) for name, values in defaults.items()}
+    names = {*defaults, *groups} - {"models"}
+    return {name: defaults.get(name, {}) | dict(groups.get(name, {})) for name in names}
 
 
 async def until_served(door: Door, model: str) -> None:
@@ -190,6 +202,15 @@ class Connection:
 
     async def answer(self, *, head: bool = False) -> Answer:
         """The next response on this connection; ``head`` where it answers HEAD and has no body."""
+        begun = await self.begun()
+        if head or begun.status == 100:
+            return begun
+        assert "transfer-encoding" not in begun.headers
+        length = int(begun.headers["content-length"])
+        return Answer(begun.status, begun.headers, await soon(self._reader.readexactly(length)))
+
+    async def begun(self) -> Answer:
+        """The head of the next response, which is all that was read then."""
         version, _, rest = (await self._line()).partition(" ")
         assert version == "HTTP/1.1", version
         headers = {}
@@ -197,11 +218,18 @@ class Connection:
             name, _, value = line.partition(":")
             assert name.lower() not in headers, f"{name} twice"
             headers[name.lower()] = value.strip()
-        status = int(rest[:3])
-        if head or status == 100:
-            return Answer(status, headers, b"")
-        assert "transfer-encoding" not in headers
-        return Answer(status, headers, await soon(self._reader.readexactly(int(headers["content-length"]))))
+        return Answer(int(rest[:3]), headers, b"")
+
+    async def chunk(self) -> bytes:
+        """The next chunk of a body that is sent in chunks; empty at its end."""
+        size = int(await self._line(), 16)
+        data = await soon(self._reader.readexactly(size + 2))
+        assert data.endswith(b"\r\n")
+        return data[:-2]
+
+    async def rest(self) -> bytes:
+        """All until the door hangs up."""
+        return await soon(self._reader.read())
 
     async def closed(self) -> bool:
         """Whether the door hangs up, saying nothing more."""

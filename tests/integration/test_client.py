@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mesh.client import Client, SyncClient, door_address
+from mesh.client import Client, door_address
 from mesh.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -26,6 +26,7 @@ from mesh.errors import (
 )
 from mesh.oip.datatypes import DATATYPES
 from mesh.oip.tensor import Tensor
+from mesh.sync_client import SyncClient
 from tests import onnx_models
 from tests.contract.tensors import ENDLESS
 from tests.fakes import until

@@ -12,9 +12,22 @@ from pathlib import Path
 import pytest
 
 from mesh.cluster import Child, Cluster
+from tests import onnx_models
+from tests.integration.doors import repository
 from tests.nats import soon
 
 ROOT = Path(__file__).parents[2]
+SUM = '[[sequence.state]]\ninput = "STATE"\noutput = "STATE_OUT"\n'
+SUMS = f"{[n + 1 for n in range(16)]}\n"
+PRINTED = {
+    "url.py": SUMS,
+    "async_infer.py": f"{[2 * n for n in range(8)]}\n",
+    "stream.py": "0\n1\n2\n3\n",
+    "async_stream.py": "0\n1\n2\n",
+    "sequence.py": "1\n3\n6\n10\n",
+    "errors.py": "ask otherwise: Request for unknown model: model 'no_such_model' is not found\n",
+}
+"""What each example of the SDK says, whatever door it asks."""
 pytestmark = pytest.mark.models
 
 
@@ -23,7 +36,10 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     models = tmp_path / "models"
     models.mkdir()
     (models / "magika").symlink_to(ROOT / "models" / "magika")
-    environ = {"MESH_MODELS__ISOLATION": "none", "MESH_MODELS__THREADS": "1", "MESH_DISCOVERY__ENABLED": "false"}
+    for name in ("simple", "repeat_int32"):
+        (models / name).symlink_to(ROOT / "tests" / "models" / "triton" / name)
+    repository(models, {"running_sum": onnx_models.running_sum()}, {"running_sum": SUM})
+    environ = {"MESH_MODELS__ISOLATION": "none", "MESH_MODELS__THREADS": "1"}
     async with Cluster(tmp_path / "run", agents=environ) as running:
         router, agent = await running.router(), await running.agent("agent-1", models)
         await asyncio.gather(*(child.until_ready() for child in (router, agent)))
@@ -68,3 +84,16 @@ async def test_an_example_says_when_it_is_refused(cluster: Cluster) -> None:
     )
     assert (code, out) == (1, "")
     assert err.startswith("refused: ")
+
+
+async def test_the_examples_of_the_sdk(cluster: Cluster) -> None:
+    for name in ("agent-1", "router"):
+        for example, said in PRINTED.items():
+            assert await run(example, {}, door(cluster, name).url) == (0, said, ""), (name, example)
+    assert await run("found.py", {"MESH_ID": cluster.mesh}) == (0, SUMS, "")
+    assert await run("on_the_bus.py", {"NATS_TOKEN": cluster.bus.token}, cluster.bus.url) == (0, SUMS, "")
+
+
+def test_every_example_is_run() -> None:
+    named = {*PRINTED, "found.py", "on_the_bus.py", "infer.py", "nats_infer.py"}
+    assert {path.name for path in (ROOT / "docs" / "examples").glob("*.py")} == named

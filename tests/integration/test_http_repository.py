@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tritonclient.http as triton
 
+from mesh.nats_server import NatsServer
 from tests import onnx_models
-from tests.integration.doors import Door, agent, repository, router
+from tests.integration.doors import Door, agent, repository, router, until
 from tests.nats import soon
 
 EXPLICIT = {"control": "explicit"}
@@ -68,8 +71,11 @@ async def test_what_cannot_be_done_is_said(models: Path) -> None:
         load = "/v2/repository/models/b/load"
         status, document = await post(door, load)
         assert (status, "cannot be served" in document["error"]) == (422, True)
-        status, document = await post(door, load, b'{"parameters": {"config": "{}"}}')
-        assert (status, "parameters are not taken" in document["error"]) == (501, True)
+        status, document = await post(door, load, b'{"parameters": {"colour": "red"}}')
+        assert (status, "parameter 'colour' is not taken" in document["error"]) == (500, True)
+        status, document = await post(door, load, b'{"parameters": {"file:1/model.onnx": "AAAA"}}')
+        assert (status, "failed to poll from model repository" in document["error"]) == (500, True)
+        assert (await post(door, load, b'{"parameters": 1}'))[0] == 400
         assert (await post(door, load, b"[1]"))[0] == 400
         assert (await post(door, load, b"{"))[0] == 400
         assert (await post(door, "/v2/repository/models/a/unload"))[0] == 404
@@ -94,7 +100,85 @@ async def test_a_door_that_others_reach_must_be_told_to_allow_it(models: Path, o
         assert ("model_repository" in extensions) == opened
 
 
-async def test_a_router_has_no_repository() -> None:
-    async with router("") as door:
-        status, document = await post(door, "/v2/repository/index")
-        assert (status, document["error"]) == (501, "this node has no model repository; ask an agent")
+def load_with(config: str, client: Any) -> None:
+    client.load_model("simple", config=config)
+
+
+async def max_batch(door: Door) -> int:
+    return int((await by_triton(door, lambda c: c.get_model_config("simple")))["max_batch_size"])
+
+
+async def test_a_configuration_comes_with_the_request(tmp_path: Path) -> None:
+    models = repository(tmp_path, {"simple": onnx_models.simple()}, {"simple": "[batching]\nmax_rows = 8\n"})
+    async with agent(models) as door:
+        assert await max_batch(door) == 8
+        for wrong in ('"parameters": {{}', "[]", '{"max_batch_size": "many"}', '{"name": "other"}', "[" * 5000):
+            with pytest.raises(triton.InferenceServerException, match="failed to load 'simple'"):
+                await by_triton(door, partial(load_with, wrong))
+            assert (await door.get("/v2/models/simple/ready")).status == 200
+        taken = '{"max_batch_size": "16", "instance_group": null}'
+        await by_triton(door, lambda c: c.load_model("simple", config=taken))
+        assert await max_batch(door) == 16
+        await by_triton(door, lambda c: c.load_model("simple"))
+        assert await max_batch(door) == 8
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Nodes one (model a) and two (models a and b, reached over the bus only), behind a router."""
+
+    router: Door
+    one: Door
+    two: Door
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
+    one = repository(tmp_path / "one", {"a": onnx_models.add()})
+    two = repository(tmp_path / "two", {"a": onnx_models.add(), "b": onnx_models.add()})
+    hidden = {"listen": "127.0.0.1:0", "advertise": "none", "grace_s": 1}
+    async with (
+        NatsServer() as server,
+        router(server.url) as door,
+        agent(one, nats=server.url, node={"name": "one"}) as first,
+        agent(two, nats=server.url, node={"name": "two"}, http=hidden, models=EXPLICIT) as second,
+    ):
+        await until(lambda: index_has(door, ("a", "1", "READY"), ("b", "", "UNAVAILABLE")))
+        yield Fleet(door, first, second)
+
+
+async def index_has(door: Door, *wanted: tuple[str, str, str]) -> bool:
+    status, entries = await post(door, "/v2/repository/index")
+    found = {(e["name"], e.get("version", ""), e["state"]) for e in entries} if status == 200 else set()
+    return found == set(wanted)
+
+
+async def loaded(door: Door) -> set[str]:
+    status, entries = await post(door, "/v2/repository/index", b'{"ready": true}')
+    assert status == 200
+    return {e["name"] for e in entries}
+
+
+async def test_the_router_loads_on_every_node_that_has_the_model(fleet: Fleet) -> None:
+    assert (await loaded(fleet.one), await loaded(fleet.two)) == ({"a"}, set())
+    await by_triton(fleet.router, lambda c: c.load_model("a"))
+    await by_triton(fleet.router, lambda c: c.load_model("b"))
+    assert (await loaded(fleet.one), await loaded(fleet.two)) == ({"a"}, {"a", "b"})
+    assert await by_triton(fleet.router, lambda c: c.is_model_ready("b"))
+    index = await by_triton(fleet.router, lambda c: c.get_model_repository_index())
+    assert index == [{"name": name, "version": "1", "state": "READY"} for name in ("a", "b")]
+    await by_triton(fleet.router, lambda c: c.unload_model("a"))
+    assert (await loaded(fleet.one), await loaded(fleet.two)) == (set(), {"b"})
+    assert not await by_triton(fleet.router, lambda c: c.is_model_ready("a"))
+
+
+async def test_what_the_fleet_cannot_do_names_the_node(fleet: Fleet, tmp_path: Path) -> None:
+    with pytest.raises(triton.InferenceServerException, match="failed to load 'zebra'"):
+        await by_triton(fleet.router, lambda c: c.load_model("zebra"))
+    with pytest.raises(triton.InferenceServerException, match="node two: failed to load 'b': the config of model 'b'"):
+        await by_triton(fleet.router, lambda c: c.load_model("b", config="{"))
+    (tmp_path / "two" / "b" / "1" / "model.onnx").write_bytes(b"garbage")
+    with pytest.raises(triton.InferenceServerException, match="node two: model b/1 cannot be served"):
+        await by_triton(fleet.router, lambda c: c.load_model("b"))
+    status, document = await post(fleet.router, "/v2/repository/models/zebra/unload")
+    assert (status, "'zebra'" in document["error"]) == (404, True)

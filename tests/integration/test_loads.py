@@ -78,6 +78,7 @@ async def pair(path: str, load: Callable[[object], Load | None] = lambda _: OURS
             still_coming=tuple,
             deadline_ms=60_000,
             limits=Limits(),
+            inquiry=routing.inquiry,
         )
         await routing.peer("caller")
         if path == "http":

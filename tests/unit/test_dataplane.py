@@ -47,6 +47,7 @@ async def serving(*held: ModelLoad, deadline_ms: float = 60_000.0) -> AsyncItera
                 still_coming=lambda: tuple(coming),
                 deadline_ms=deadline_ms,
                 limits=Limits(),
+                inquiry=routing.inquiry,
             ),
             routing,
             coming,

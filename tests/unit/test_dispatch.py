@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterator
 from unittest import mock
@@ -47,7 +48,9 @@ class Clock:
 @pytest.fixture
 def clock() -> Iterator[Clock]:
     clock = Clock()
-    with mock.patch("mesh.router.time", clock), mock.patch("mesh.dispatch.time", clock):
+    with contextlib.ExitStack() as stack:
+        for module in ("router", "dispatch", "forwarding"):
+            stack.enter_context(mock.patch(f"mesh.{module}.time", clock))
         yield clock
 
 

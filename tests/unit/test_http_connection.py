@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import MeshError
-from mesh.http_connection import MAX_HEAD, ROOM, Answer, HttpConnection, Request
+from mesh.http_answer import POURED, Answer
+from mesh.http_connection import MAX_HEAD, ROOM, HttpConnection, Request
 from mesh.http_door import refusal
 from tests.pipe import Pipe
 
@@ -53,6 +54,8 @@ class Caller:
         self.held.set()
         self.answer: Answer | None = None
         self.fails = False
+        self.made, self.ended = 0, 0
+        """Pieces of a streamed answer, and streams that were closed."""
         self.pipe = Pipe()
         self.server = Server()
         self.connection = self.pipe.protocol = HttpConnection(self._app, self.server)
@@ -254,3 +257,81 @@ async def test_a_head_is_given_the_time_of_one_stall_however_it_trickles(monkeyp
     clock += 20
     await caller.send(b"d")
     assert caller.connection.still_s() == 0
+
+
+async def pieces(caller: Caller, count: int, size: int) -> AsyncGenerator[bytes, None]:
+    """As many as are asked for; the caller is told how many that are, and when they end."""
+    caller.made = 0
+    try:
+        for number in range(count):
+            caller.made += 1
+            yield b"%04d" % number + b"x" * (size - 4)
+    finally:
+        caller.ended += 1
+
+
+def streamed(caller: Caller, count: int, size: int = 10) -> Answer:
+    return Answer(200, b"a: b\r\n", (), pieces(caller, count, size))
+
+
+async def test_a_stream_goes_out_in_chunks_and_the_connection_goes_on() -> None:
+    caller = Caller()
+    for count in (0, 1, 3):
+        caller.pipe.sent = b""
+        caller.answer = streamed(caller, count)
+        await caller.send(request())
+        await caller.answered()
+        chunks = b"".join(b"a\r\n%04dxxxxxx\r\n" % number for number in range(count))
+        assert (
+            caller.pipe.sent == b"HTTP/1.1 200 OK\r\na: b\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+        )
+    assert (caller.ended, caller.pipe.ended) == (3, False)
+
+
+async def test_a_stream_to_who_reads_no_chunks_ends_with_the_connection() -> None:
+    for old in (request().replace(b"HTTP/1.1", b"HTTP/1.0"), request().replace(b"Host: door", b"Connection: close")):
+        caller = Caller()
+        caller.answer = streamed(caller, 2)
+        await caller.send(old)
+        await caller.answered()
+        assert b"connection: close\r\n" in caller.pipe.sent
+        assert caller.pipe.sent.endswith(b"0\r\n\r\n") == (b"HTTP/1.1" in old)
+        assert caller.pipe.ended
+
+
+async def test_an_empty_piece_does_not_end_a_stream() -> None:
+    async def some() -> AsyncGenerator[bytes, None]:
+        for piece in (b"", b"ab", b"", memoryview(b"cd")):
+            yield piece  # type: ignore[misc]
+
+    caller = Caller()
+    caller.answer = Answer(200, b"", (), some())
+    await caller.send(request())
+    await caller.answered()
+    assert caller.pipe.sent.endswith(b"\r\n\r\n2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n")
+
+
+async def test_no_more_of_a_stream_is_made_than_may_wait_for_the_caller_to_read() -> None:
+    caller = Caller()
+    caller.pipe.stuck = True
+    caller.answer = streamed(caller, 100, POURED // 4)
+    await caller.send(request())
+    await until(lambda: caller.made > 0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert caller.made <= 5
+    caller.pipe.read_all()
+    await caller.answered()
+    assert (caller.made, caller.ended) == (100, 1)
+
+
+async def test_a_caller_that_leaves_ends_the_stream() -> None:
+    caller = Caller()
+    caller.pipe.stuck = True
+    caller.answer = streamed(caller, 1000, POURED)
+    await caller.send(request())
+    await until(lambda: caller.made > 0 and not caller.connection._writable.is_set())
+    caller.pipe.abort()
+    await caller.answered()
+    assert caller.ended == 1
+    assert caller.made < 1000

@@ -11,7 +11,8 @@ import socket
 import pytest
 
 from mesh import http_server
-from mesh.http_connection import Answer, Request
+from mesh.http_answer import Answer
+from mesh.http_connection import Request
 from mesh.http_server import HttpServer
 from tests.integration.doors import request
 from tests.nats import soon

@@ -53,6 +53,7 @@ class Node:
             still_coming=tuple,
             deadline_ms=60_000.0,
             limits=Limits(),
+            inquiry=routing.inquiry,
             metrics=lambda: node_metrics.node_metrics(self.dataplane, routing.router, routing.ways),
         )
 

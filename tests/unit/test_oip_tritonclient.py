@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
-from mesh.errors import Unsupported
 from mesh.oip.datatypes import DATATYPES, Array, bf16_to_float32
+from mesh.oip.head import place_of
 from mesh.oip.request import InferRequest, Limits, decode_request, encode_request
 from mesh.oip.response import InferResponse, encode_response
 from mesh.oip.tensor import Tensor
@@ -90,18 +90,19 @@ def test_its_options_are_read() -> None:
     assert request.parameters == sequence | {"priority": 2, "timeout": 5000, "custom": "x"}
 
 
-def test_what_it_asks_beyond_the_codec_is_refused_by_name() -> None:
-    plain = an_input("X", sample("INT32"), "INT32")
-    with pytest.raises(Unsupported, match="classification"):
-        decoded(plain, outputs=[InferRequestedOutput("Y", class_count=2)])
-    shared = InferInput("X", [1, 3], "INT32")
-    shared.set_shared_memory("region", 12)
-    with pytest.raises(Unsupported, match="shared memory"):
-        decoded(shared)
-    output = InferRequestedOutput("Y")
+def test_classes_it_asks_for_are_left_to_who_answers() -> None:
+    request = decoded(an_input("X", sample("INT32"), "INT32"), outputs=[InferRequestedOutput("Y", class_count=2)])
+    assert request.outputs[0].parameters == {"classification": 2}
+
+
+def test_it_names_what_lies_in_shared_memory() -> None:
+    shared, output = InferInput("X", [1, 3], "INT32"), InferRequestedOutput("Y")
+    shared.set_shared_memory("region", 12, offset=4)
     output.set_shared_memory("region", 12)
-    with pytest.raises(Unsupported, match="shared memory"):
-        decoded(plain, outputs=[output])
+    request = decoded(shared, outputs=[output])
+    assert place_of(request.inputs[0].parameters, "X") == ("region", 4, 12)
+    assert (request.inputs[0].shape, request.inputs[0].nbytes) == ((1, 3), 0)
+    assert place_of(request.outputs[0].parameters, "Y") == ("region", 0, 12)
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])

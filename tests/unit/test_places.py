@@ -114,50 +114,24 @@ async def test_a_pin_that_is_none_is_refused(parameters: dict[str, Any]) -> None
             await here.infer(**parameters)
 
 
-# Sequences
+# Sequences: where they are is the sequencer's to say, here it is kept to
 
 
-async def test_a_sequence_stays_on_its_node() -> None:
+async def test_what_is_to_stay_goes_nowhere_else() -> None:
     async with Routing().running() as here:
         for node in ("one", "two"):
             await here.on_bus(node)
-        first = (await here.infer(sequence_id=7, sequence_start=True)).node
-        other = ({"one", "two"} - {first}).pop()
-        await here.on_bus(first, a_model_load(service_ms=5000.0), wait_ms=5000.0)
-        assert {(await here.infer(sequence_id=7)).node for _ in range(5)} == {first}
-        assert {(await here.infer(sequence_id=8)).node for _ in range(5)} == {other}
-        assert (await here.infer()).node == other
-        assert (await here.infer(sequence_id=7, sequence_end=True)).node == first
-        assert (await here.infer(sequence_id=7)).node == other
-
-
-async def test_a_sequence_whose_node_is_gone_goes_on_elsewhere() -> None:
-    async with Routing().running() as here:
-        await here.on_bus("one")
-        assert (await here.infer(sequence_id="s", sequence_start=True)).node == "one"
-        await here.on_bus("two")
+        for node in ("one", "two", "one"):
+            assert (await here.infer(keep=node, sequence_id=7)).node == node
         await here.leaves("one")
-        assert (await here.infer(sequence_id="s")).node == "two"
-
-
-async def test_a_step_that_fails_is_tried_on_no_other_node() -> None:
-    async with Routing().running() as here:
-        await here.on_bus("one")
-        assert (await here.infer(sequence_id=7, sequence_start=True)).node == "one"
-        await here.on_bus("two")
-        here.wire.outcomes["one"] = Overloaded("busy")
-        with pytest.raises(Overloaded):
-            await here.infer(sequence_id=7)
-        assert here.wire.asked == ["one", "one"]
-
-
-async def test_a_sequence_does_not_lead_out_of_where_its_requests_may_run() -> None:
-    async with Routing().running() as here:
-        await here.on_bus("cloud", **CLOUD)
-        assert (await here.infer(sequence_id=7, sequence_start=True)).node == "cloud"
-        await here.on_bus("near")
         with pytest.raises(NoReadyInstance, match="it may not go to those that hold it"):
-            await here.infer(sequence_id=7, mesh_stay="site")
+            await here.infer(keep="one", sequence_id=7)
+
+
+async def test_a_step_that_was_passed_on_is_not_passed_on_again() -> None:
+    async with Routing(a_model_load(service_ms=5_000.0)).running() as here:
+        await here.on_bus("quick", a_model_load(service_ms=1.0))
+        assert (await here.infer(hops=1, sequence_id=7)).route == "local"
 
 
 # This very node

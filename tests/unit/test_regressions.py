@@ -32,14 +32,16 @@ from mesh.errors import (
     Overloaded,
     ProtocolError,
 )
+from mesh.holdings import Holdings
 from mesh.hop import Context, Target
 from mesh.hop_http import HttpClient
-from mesh.http_connection import Answer, Request
+from mesh.http_answer import Answer
+from mesh.http_connection import Request
 from mesh.http_server import HttpServer
 from mesh.messages import MAX_REPORT_BYTES
 from mesh.nats_bus import NatsBus, NatsOptions
 from mesh.nats_server import NatsServer
-from mesh.node import BUS_HANDLERS, Holdings, Node
+from mesh.node import BUS_HANDLERS, Node
 from mesh.node_id import NodeIdentity
 from tests.builders import a_model_load, an_identity
 from tests.device import Device, failure, leave, settle

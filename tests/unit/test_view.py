@@ -22,7 +22,7 @@ def context(hops: int = 0) -> Context:
 
 
 async def metadata(here: Routing, hops: int = 0) -> ModelMetadata:
-    return await here.router.metadata(here.resolve(), context(hops))
+    return await here.inquiry.metadata(here.resolve(), context(hops))
 
 
 async def test_our_own_model_is_what_the_name_means_here() -> None:
@@ -144,11 +144,15 @@ async def test_metadata_are_passed_on_once_only() -> None:
         assert here.lan.asked == []
 
 
-async def test_the_default_deadline_is_the_holders() -> None:
-    declared = ModelLoad("resnet", "1", DIGEST, "READY", deadline_ms=250.0)
+async def test_facts_are_the_holders() -> None:
+    declared = ModelLoad("resnet", "1", DIGEST, "READY", deadline_ms=250.0, stateful=True)
     async with Routing(declared).running() as here:
-        assert here.view.default_deadline_ms(here.resolve()) == 250.0
+        facts = here.view.facts(here.resolve())
+        assert facts is not None
+        assert (facts.deadline_ms, facts.stateful) == (250.0, True)
     async with Routing().running() as here:
-        assert here.view.default_deadline_ms(an_identity()) == 0.0
+        assert here.view.facts(an_identity()) is None
         await here.peer("peer", declared)
-        assert here.view.default_deadline_ms(here.resolve()) == 250.0
+        facts = here.view.facts(here.resolve())
+        assert facts is not None
+        assert (facts.deadline_ms, facts.decoupled) == (250.0, False)

@@ -10,7 +10,7 @@ import pytest
 
 from hardware import frames
 from hardware.arena import Slot
-from hardware.frames import Closed, Failed, Reader, Reply, Run
+from hardware.frames import Closed, Failed, Order, Reader, Reply, Run
 from hardware.worker_runs import Lane, Outbox, Runs
 
 
@@ -137,10 +137,41 @@ def test_held_replies_go_with_the_next_flush() -> None:
     os.close(write_fd)
 
 
-def test_slots_of_the_control_pipe_may_come_in_parts() -> None:
-    data = b"".join(frames.encode_slot(Slot(n, 2**40 + n)) for n in range(5))
+def test_orders_of_the_control_pipe_may_come_in_parts() -> None:
+    orders = [Order(n % 2 == 0, Slot(n, 2**40 + n)) for n in range(5)]
+    data = b"".join(map(frames.encode_order, orders))
     for cut in range(len(data)):
-        first, rest = frames.decode_slots(data[:cut])
-        second, left = frames.decode_slots(rest + data[cut:])
-        assert first + second == [Slot(n, 2**40 + n) for n in range(5)]
+        first, rest = frames.decode_orders(data[:cut])
+        second, left = frames.decode_orders(rest + data[cut:])
+        assert first + second == orders
         assert left == b""
+
+
+@pytest.mark.parametrize("ends", ["told", "hang_up"])
+def test_a_stream_waits_for_its_turn_and_is_told_when_none_comes(ends: str) -> None:
+    runs, slot = Runs(2), Slot(1, 7)
+    interrupt = runs.begin(*slot)
+    assert interrupt is not None
+    turn = runs.streams(slot, interrupt)
+    runs.told(Order(True, Slot(1, 6)))  # of the run before
+    runs.told(Order(True, slot))
+    assert turn.comes()
+    came: list[bool] = []
+    waits = threading.Thread(target=lambda: came.append(turn.comes()))
+    waits.start()
+    if ends == "told":
+        runs.told(Order(False, slot))
+    else:
+        runs.hang_up()
+    waits.join(60)
+    assert came == [False]
+    runs.streamed(slot)
+    runs.told(Order(True, slot))  # too late for anything
+
+
+def test_a_stream_that_begins_as_the_parent_leaves_does_not_wait_for_it() -> None:
+    runs, slot = Runs(1), Slot(0, 1)
+    interrupt = runs.begin(*slot)
+    assert interrupt is not None
+    runs.hang_up()
+    assert not runs.streams(slot, interrupt).comes()

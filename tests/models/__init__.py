@@ -1,0 +1,1 @@
+"""Models that tests need as files. Nothing here runs."""
