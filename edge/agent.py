@@ -49,7 +49,7 @@ class Agent:
                 gauges=lambda: readings.gauges,
                 capacity=lambda: readings.capacity,
                 repository=None if models.dir is None else control,
-                metrics=lambda: agent_metrics(self._instances),
+                metrics=lambda: agent_metrics(self._instances, self._models.sequences),
             ),
         )
         async with Tasks("agent") as tasks, self._instances.running():

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from edge.instances import Instances
+from edge.sequences import Sequences
 from edge.tally import Tally
 from mesh.metrics import Family, Measured
 
@@ -57,14 +58,17 @@ BUILDS = Family(
     (*_VERSIONED, "outcome"),
 )
 BUILD = Family("mesh_engine_build_seconds", "gauge", "What the last build of an engine took.", _VERSIONED)
+STATES = Family("mesh_sequence_states", "gauge", "Sequences whose state this node holds.")
+STATE_BYTES = Family("mesh_sequence_state_bytes", "gauge", "States and last answers that it keeps for them.")
 
 FAMILIES = (
     *(INFERENCES, RUNS, ROWS, RUN, QUEUED, WAITING, REFUSED, DROPPED, EXPIRED),
     *(DEATHS, QUARANTINES, DEGRADED, FAILURES, BUILDS, BUILD),
+    *(STATES, STATE_BYTES),
 )
 
 
-def agent_metrics(instances: Instances) -> Iterator[Measured]:
+def agent_metrics(instances: Instances, sequences: Sequences | None = None) -> Iterator[Measured]:
     """All of them as of now; call it on the agent's loop."""
     tallies = instances.tallies
     yield INFERENCES, {of: tally.queue_seconds.count for of, tally in tallies.items()}
@@ -85,6 +89,9 @@ def agent_metrics(instances: Instances) -> Iterator[Measured]:
     )
     yield BUILDS, instances.engines.builds
     yield BUILD, instances.engines.build_s
+    if sequences is not None:
+        yield STATES, {(): float(len(sequences))}
+        yield STATE_BYTES, {(): float(sequences.nbytes)}
 
 
 def _runs(tally: Tally) -> tuple[tuple[str, int], ...]:

@@ -47,7 +47,7 @@ class Models:
         sequences: SequencesSettings | None = None,
     ) -> None:
         self._instances = instances
-        self._sequences = Sequences(sequences or SequencesSettings())
+        self.sequences = Sequences(sequences or SequencesSettings())
         self._capacity = capacity
         self.draining = False
 
@@ -127,7 +127,7 @@ class Models:
         if _is_decoupled(instance):
             raise Unsupported(f"model {instance.name} answers any number of times: ask for a stream")
         if instance.stored.config.sequence is not None:
-            return await self._sequences.infer(instance, request, deadline, self._runner(instance, request, deadline))
+            return await self.sequences.infer(instance, request, deadline, self._runner(instance, request, deadline))
         if RUN in request.parameters:
             raise ModelNotReady(f"model {instance.name} is not declared to keep state on this node")
         inputs, names = _asked(request)
@@ -138,7 +138,7 @@ class Models:
         """Forget sequences of which nothing is heard, until cancelled."""
         while True:
             await asyncio.sleep(EXPIRE_S)
-            self._sequences.forget_idle(time.monotonic())
+            self.sequences.forget_idle(time.monotonic())
 
     def _runner(self, instance: Instance, request: InferRequest, deadline: Deadline) -> Run:
         async def run(inputs: Sequence[RawTensor], names: Sequence[str]) -> list[RawTensor]:

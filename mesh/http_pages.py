@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mesh import fleet, hop
+from mesh import fleet, hop, openapi
 from mesh.dataplane import Dataplane, unexpected
 from mesh.errors import MeshError
 from mesh.messages import encode_report
@@ -94,7 +94,11 @@ def _mesh(dataplane: Dataplane) -> list[Route]:
         text = await asyncio.to_thread(Snapshot(dataplane.metrics()).text)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
+    async def described(_: Request) -> Response:
+        return as_json(openapi.encoded(dataplane.identity.version))
+
     return [
+        Route("/openapi.json", described),
         Route("/metrics", metrics),
         Route("/mesh/v1/report", report),
         Route("/mesh/v1/nodes", nodes),

@@ -1,8 +1,8 @@
 """The MQTT door: requests that devices publish through nats-server's own MQTT listener, and results published back.
 
-To this process they are messages on the bus; topics are ``mqtt_topics``. A body is an OIP request in JSON, or the value of
-the model's one input. Whoever sends with QoS 1 may be answered twice, and results come with QoS 0: that is the server's.
-Not here: the listener (``nats_server``), what a request means (``dataplane``).
+To this process they are messages on the bus; topics are ``mqtt_topics``. A body is an OIP request in JSON, or the value
+of the model's one input. Whoever sends with QoS 1 may be answered twice, and results come with QoS 0: that is the
+server's. Not here: the listener (``nats_server``), what a request means (``dataplane``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from mesh import mqtt_topics
 from mesh.bus import Bus, BusMessage, Subscription
 from mesh.dataplane import Dataplane, unexpected
-from mesh.errors import BusUnavailable, InvalidRequest, MeshError, Overloaded, PayloadTooLarge
+from mesh.errors import BusUnavailable, MeshError, Overloaded, PayloadTooLarge
 from mesh.http_stream import as_json
 from mesh.mqtt_topics import Asked
 from mesh.oip.request import InferRequest
@@ -113,25 +113,21 @@ class MqttDoor:
         replies = self._dataplane.stream(request, time.monotonic(), None, want_load=False)
         async with contextlib.aclosing(replies):
             async for reply in replies:
-                await self._publish(to, reply.body.joined())
+                try:
+                    await self._bus.publish(to, reply.body.joined())
+                except PayloadTooLarge as error:
+                    raise PayloadTooLarge(f"the result cannot be sent: {error.text}") from None
 
     async def _refuse(self, error: MeshError, asked: Asked | None, to: str) -> None:
         model, request_id = (asked.model, asked.id) if asked is not None else ("", "")
-        await self._publish(to, msgspec.json.encode(_Refused(error.text, error.code, model, request_id)))
-
-    async def _publish(self, to: str, payload: bytes) -> None:
         try:
-            await self._bus.publish(to, payload)
-        except PayloadTooLarge as error:
-            refused = _Refused(f"the result cannot be sent: {error.text}", error.code)
-            await self._bus.publish(to, msgspec.json.encode(refused))
-        except (BusUnavailable, InvalidRequest) as error:
-            log.info("a result could not be published: %s", error.text)
+            await self._bus.publish(to, msgspec.json.encode(_Refused(error.text, error.code, model, request_id)))
+        except BusUnavailable:
+            log.info("a result could not be published, the bus is gone: %s", error.text)
 
 
 def is_json(body: bytes) -> bool:
-    """Whether it is meant as JSON: text that begins as an object does. A picture's first byte may be a brace too, and is
-    taken for what it is."""
+    """Whether it is meant as JSON: text that begins as an object does. A picture's first byte may be a brace too."""
     if _OBJECT.match(body) is None:
         return False
     try:

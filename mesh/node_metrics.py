@@ -90,6 +90,12 @@ THRESHOLD = Family(
     "mesh_cascade_threshold_ratio", "gauge", "Confidence from which on the small model's answer counts.", _VERSIONED
 )
 
+SEQUENCES = Family("mesh_sequences", "gauge", "Sequences that this door keeps, being the first one of their requests.")
+SEQUENCE_BYTES = Family("mesh_sequence_memory_bytes", "gauge", "Inputs, answers and states kept for them.")
+MOVES = Family(
+    "mesh_sequence_moves_total", "counter", "Sequences made anew, because who held one was gone or held it no longer."
+)
+
 STATE = Family("mesh_model_state", "gauge", "1 for the state a version here is in, else 0.", (*_VERSIONED, "state"))
 BACKEND = Family(
     "mesh_model_backend_info",
@@ -143,6 +149,7 @@ FAMILIES = (
     *(BUILD, NODE, READY, CAPACITY, WAIT, NODES, BUS, REJECTED, REQUESTS, SECONDS, OPEN, TASKS),
     *(RETRIES, DECISIONS, PREDICTION_ERROR),
     *(CASCADES, ESCALATIONS, AUDITS, AGREEMENT, THRESHOLD),
+    *(SEQUENCES, SEQUENCE_BYTES, MOVES),
     *(STATE, BACKEND, BUILDING, MEMORY, IN_FLIGHT, SERVICE),
     *(family for family, _ in _BOX.values()),
     *(DEVICE, THROTTLED, *(family for family, _ in _DEVICE.values())),
@@ -168,6 +175,9 @@ def node_metrics(dataplane: Dataplane, router: Router, ways: NodeWays) -> Iterat
     yield DECISIONS, {(reason,): float(count) for reason, count in router.dispatch.reasons.items()}
     yield PREDICTION_ERROR, {(route,): error for route, error in router.dispatch.residuals.items()}
     yield from _cascades(dataplane.cascades.policies)
+    yield SEQUENCES, {(): float(len(dataplane.sequencer))}
+    yield SEQUENCE_BYTES, {(): float(dataplane.sequencer.nbytes)}
+    yield MOVES, {(): float(dataplane.sequencer.moves)}
     yield from _models(report)
     yield from _readings(report.gauges)
 

@@ -68,6 +68,11 @@ class Sequencer:
     def __len__(self) -> int:
         return sum([not record.over for record in self._records.values()])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of inputs, answers and states that are kept."""
+        return self._bytes
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Forgets what idles too long while entered; without it that waits for the next sequence to begin."""

@@ -6,15 +6,16 @@ Not here: the server (``nats``), topics and bodies.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage, MQTTv311
 from paho.mqtt.enums import CallbackAPIVersion
 
-from tests.nats import soon
+from tests.nats import PATIENCE_S, soon
 
 
 class Device:
@@ -28,6 +29,7 @@ class Device:
         results: str,
         password: str = "",
         *,
+        user: str = "anybody",
         clean: bool = True,
         heard: Callable[[str, bytes], None] | None = None,
     ) -> None:
@@ -38,7 +40,7 @@ class Device:
         self._port = port
         self._results = results
         self._client = Client(CallbackAPIVersion.VERSION2, name, clean_session=clean, protocol=MQTTv311)
-        self._client.username_pw_set("anybody", password)
+        self._client.username_pw_set(user, password)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
@@ -55,15 +57,26 @@ class Device:
 
     async def reconnect(self) -> None:
         """Lose the connection; paho dials again by itself."""
-        self._ready.clear()
         line = self._client.socket()
         assert isinstance(line, socket.socket)
-        line.shutdown(socket.SHUT_RDWR)
+        async with self.again():
+            line.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.asynccontextmanager
+    async def again(self) -> AsyncIterator[None]:
+        """Wait until it is connected again after what is done meanwhile, which must cost it its connection."""
+        self._ready.clear()
+        yield
         await soon(self._ready.wait())
 
     def send(self, topic: str, body: Any, qos: int = 0, *, retain: bool = False) -> None:
         payload = body if isinstance(body, bytes) else json.dumps(body)
         self._client.publish(topic, payload, qos, retain)
+
+    async def sent(self, topic: str, body: Any, qos: int) -> None:
+        """Send, and wait until the server has it."""
+        info = self._client.publish(topic, json.dumps(body), qos)
+        await asyncio.to_thread(info.wait_for_publish, PATIENCE_S)
 
     async def next(self) -> tuple[str, Any]:
         """The topic and the document of the next message."""

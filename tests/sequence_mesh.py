@@ -22,6 +22,7 @@ from mesh.errors import (
     DeadlineExceeded,
     Draining,
     InferenceFailed,
+    MeshError,
     NodeLost,
     NodeUnreachable,
     NoReadyInstance,
@@ -67,13 +68,13 @@ def an_instance(config: SequenceConfig = CONFIG, identity: ModelIdentity = CHAIN
 
 
 class Node:
-    """``failing`` makes the next run fail; ``holding`` keeps runs from ending."""
+    """``failing`` makes the next run fail, ``garbled`` its answer too short; ``holding`` keeps runs from ending."""
 
     def __init__(self, name: str, settings: SequencesSettings | None = None) -> None:
         self.name = name
         self.settings = settings or SequencesSettings()
         self.sequences = Sequences(self.settings)
-        self.failing = False
+        self.failing = self.garbled = False
         self.holding: asyncio.Event | None = None
         self.runs: list[int] = []
         """INPUT of every run that began."""
@@ -97,7 +98,8 @@ class Node:
         after = (given["SEEN"] * FACTOR + given["INPUT"]) % MODULUS
         shown = after + FIRST * given["START"].astype(np.int64) + LAST * given["END"].astype(np.int64)
         outputs = {"OUTPUT": shown, "SEEN_OUT": after}
-        return [RawTensor(name, "INT64", (1, 1), outputs[name].tobytes()) for name in names]
+        most, self.garbled = 4 if self.garbled else 8, False
+        return [RawTensor(name, "INT64", (1, 1), outputs[name].tobytes()[:most]) for name in names]
 
 
 class DoorNode:
@@ -127,8 +129,14 @@ class Mesh:
     ) -> None:
         self.nodes: dict[str, Any] = {name: Node(name) if doors is None else DoorNode(name, doors) for name in names}
         self._script = list(reversed(script))
+        self.errors: dict[str, MeshError] = {}
+        """What a node answers for good, as one that is gone."""
         self._old: list[tuple[Any, InferRequest]] = []
         self.asked: list[tuple[str, Step]] = []
+
+    def script(self, *faults: tuple[str, int]) -> None:
+        """What goes wrong with the next requests."""
+        self._script = list(reversed(faults))
 
     def door(self, **settings: Any) -> Sequencer:
         return Sequencer(self.infer, SequencesSettings(**settings))
@@ -142,6 +150,8 @@ class Mesh:
         step = Step.of(request.parameters)
         assert step is not None
         self.asked.append((node.name, step))
+        if (error := self.errors.get(node.name)) is not None:
+            raise error
         body = await self._meet(fault, luck, node, msgspec.structs.replace(request, wire=None))
         return Reply(body, node.name, "peer", 1, via=node.name)
 

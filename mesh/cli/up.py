@@ -54,17 +54,22 @@ async def _up(agents: int, models: Path, port: int, mqtt: str, as_json: bool) ->
                     await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
                     if starting.done():
                         await starting
-                        if as_json:
-                            found = {"router": router.url, "agents": [c.url for c in cluster.children[1:]]}
-                            devices = {"mqtt": cluster.bus.mqtt, "mqtt_password": cluster.bus.token} if mqtt else {}
-                            print_json(found | devices)
-                        else:
-                            printed(f"ready {router.url}")
-                            if mqtt:
-                                typer.echo(f"MQTT at {cluster.bus.mqtt}: any user, password {cluster.bus.token}", err=True)
+                        _say(cluster, router, as_json)
                         for child in cluster.children:
                             tasks.start(_say_end(child), child.name)
                         await stopping
+
+
+def _say(cluster: Cluster, router: Child, as_json: bool) -> None:
+    mqtt, password = cluster.bus.mqtt, cluster.bus.token
+    if as_json:
+        agents = [child.url for child in cluster.children if child is not router]
+        devices = {"mqtt": mqtt, "mqtt_password": password} if mqtt else {}
+        print_json({"router": router.url, "agents": agents} | devices)
+        return
+    printed(f"ready {router.url}")
+    if mqtt:
+        typer.echo(f"MQTT at {mqtt}: any user, password {password}", err=True)
 
 
 async def _all_ready(cluster: Cluster) -> None:
