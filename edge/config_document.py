@@ -30,7 +30,7 @@ def config_document(instance: Instance, loaded: Loaded) -> dict[str, Any]:
         "version_policy": _versions(config),
         "max_batch_size": served.batching.max_rows if batched else 0,
         "input": [_tensor(info, batched=batched) for info in inputs],
-        "output": [_tensor(info, batched=batched) for info in outputs],
+        "output": [_tensor(info, batched=batched) | _labels(config, info) for info in outputs],
         "instance_group": [_instances(instance, loaded)],
         "default_model_filename": instance.stored.path.name,
         "model_transaction_policy": {"decoupled": facts.decoupled},
@@ -81,6 +81,11 @@ def _versions(config: ModelConfig) -> dict[str, Any]:
 
 def _tensor(info: TensorInfo, *, batched: bool) -> dict[str, Any]:
     return {"name": info.name, "data_type": _type(info), "dims": list(info.shape[1:] if batched else info.shape)}
+
+
+def _labels(config: ModelConfig, info: TensorInfo) -> dict[str, str]:
+    labels = config.labels.get(info.name)
+    return {"label_filename": labels.file} if labels is not None and labels.file else {}
 
 
 def _type(info: TensorInfo) -> str:

@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from edge.declared import Declared
+from edge.labels import LabelsByOutput
 from edge.sequence_config import SequenceConfig
 from edge.settings import Backend, Chain
+from edge.texts import text_of
 from edge.triton_config import from_json, from_pbtxt
 from hardware.backend import Profile, ShapeRange, Signature, TensorInfo
 from mesh import confidence
@@ -151,6 +153,8 @@ class ModelConfig(Declared):
     sequence: SequenceConfig | None = None
     """What it keeps from one request to the next; None keeps nothing."""
     routing: RoutingConfig = RoutingConfig()
+    labels: LabelsByOutput = Field(default_factory=dict)
+    """Names of the classes, by output."""
 
     def chain(self, default: tuple[Backend, ...]) -> tuple[Backend, ...]:
         return self.backends or default
@@ -164,6 +168,18 @@ class ModelConfig(Declared):
         """What is declared of the warm-up's inputs; those of a sequence are as in a first step."""
         first = self.sequence.first(signature) if self.sequence is not None else {}
         return {name: WarmupInput(shape=shape, value=value) for name, (shape, value) in first.items()} | self.warmup
+
+    @property
+    def label_files(self) -> tuple[str, ...]:
+        """Files of the model's folder that ``labels`` were read from."""
+        return tuple(sorted({labels.file for labels in self.labels.values() if labels.file}))
+
+    def why_mislabelled(self, outputs: tuple[TensorInfo, ...]) -> str:
+        """Which labels are of nothing that a model with these outputs answers; empty if there are none."""
+        hidden = self.sequence.outputs if self.sequence is not None else ()
+        answered = [o.name for o in outputs if o.name not in hidden]
+        wrong = next((name for name in self.labels if name not in answered), None)
+        return "" if wrong is None else f"labels: the model answers no output {wrong!r}, it has {answered}"
 
     def engine_profiles(self) -> tuple[Profile, ...]:
         """The declared profiles."""
@@ -179,10 +195,10 @@ def read_config(folder: Path, override: str | None = None) -> ModelConfig:
     Fields of ``override``, a configuration of Triton's in JSON, stand in for those of the files.
     """
     pbtxt, toml = folder / "config.pbtxt", folder / "model.toml"
-    values = from_pbtxt(_text(pbtxt), folder.name) if pbtxt.is_file() else {}
+    values = from_pbtxt(text_of(pbtxt, MAX_CONFIG_BYTES), folder.name) if pbtxt.is_file() else {}
     if toml.is_file():
         try:
-            values |= tomllib.loads(_text(toml))
+            values |= tomllib.loads(text_of(toml, MAX_CONFIG_BYTES))
         except ValueError as error:  # TOMLDecodeError, or an integer of more digits than Python reads
             raise ModelRejected(f"{folder.name}/model.toml is not TOML: {error}") from None
         except RecursionError:
@@ -190,7 +206,7 @@ def read_config(folder: Path, override: str | None = None) -> ModelConfig:
     if override is not None:
         values |= from_json(override, folder.name)
     try:
-        config = ModelConfig(**values)
+        config = ModelConfig.model_validate(values, context=folder)
     except ValidationError as error:
         what = "; ".join(_said(e) for e in error.errors(include_url=False))
         file = "model.toml" if toml.is_file() else "config.pbtxt"
@@ -206,17 +222,3 @@ def _said(error: Any) -> str:
     if where == "backend":
         return 'backend: what to try is a list, as in backends = ["onnxruntime-cuda", "onnxruntime-cpu"]'
     return f"{where}: {error['msg']}"
-
-
-def _text(path: Path) -> str:
-    where = f"{path.parent.name}/{path.name}"
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ModelRejected(f"{where} is larger than {MAX_CONFIG_BYTES} bytes")
-        return text.decode("utf-8")
-    except OSError as error:
-        raise ModelRejected(f"{where} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ModelRejected(f"{where} is not UTF-8 text") from None

@@ -31,7 +31,7 @@ from mesh.oip.tensor import Tensor
 from mesh.oip.wire import WireBody
 from mesh.sequence_steps import RUN
 from mesh.settings import SequencesSettings
-from mesh.values import ModelIdentity, ModelMetadata, ModelRef, TensorSpec
+from mesh.values import LABELS, ModelIdentity, ModelMetadata, ModelRef, TensorSpec
 
 EXPIRE_S = 1.0
 
@@ -230,7 +230,8 @@ def _parameters(instance: Instance, loaded: Loaded) -> dict[str, str]:
         "reason": instance.reason,
         "detail": loaded.detail,
     }
-    return {name: value for name, value in known.items() if value}
+    labels = {LABELS + name: "\n".join(each.names) for name, each in instance.stored.config.labels.items()}
+    return {name: value for name, value in known.items() if value} | labels
 
 
 def _specs(infos: tuple[TensorInfo, ...]) -> tuple[TensorSpec, ...]:

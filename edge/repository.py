@@ -149,13 +149,18 @@ class Repository:
             if not model.is_dir() or model.name.startswith("."):
                 continue
             if NAME_PATTERN.match(model.name):
-                self._looks[model.name] = _look_at(model)
+                self._looks[model.name] = _look_at(model, self._label_files(model.name))
             elif model.name not in self._misnamed:
                 self._misnamed.add(model.name)
                 log.warning(
                     "model folder %r is not served: a name has letters, digits, dot, dash, underscore", model.name
                 )
         return self._looks
+
+    def _label_files(self, name: str) -> list[str]:
+        """Files of labels that its declaration named when it was last read."""
+        _, stored = self._taken.get(name, ((), []))
+        return sorted({file for model in stored for file in model.config.label_files})
 
     def _versions(self, model: Path) -> list[StoredModel]:
         try:
@@ -201,12 +206,12 @@ class Repository:
         return self._digests[path]
 
 
-def _look_at(model: Path) -> Look:
+def _look_at(model: Path, label_files: list[str]) -> Look:
     try:
         versions = [entry for entry in sorted(os.listdir(model)) if _VERSION.fullmatch(entry)]
     except OSError:  # said when it is read
         versions = []
-    declared = [(name, _stamp(model / name)) for name in ("model.toml", "config.pbtxt")]
+    declared = [(name, _stamp(model / name)) for name in ("model.toml", "config.pbtxt", *label_files)]
     files = [(version, model / version / file) for version in versions for file in (MODEL_FILE, STEP_FILE)]
     return (*declared, *((version, _stamp(path)) for version, path in files))
 

@@ -109,6 +109,7 @@ def _from_fields(fields: Fields, model: str, where: str) -> dict[str, Any]:
         **_accelerators(fields, where),
         **_transactions(fields, platform, where),
         **_sequence(fields, where),
+        **_labels(fields, where),
     }
 
 
@@ -237,6 +238,12 @@ def _shape(declared: Fields, rows: tuple[str, ...]) -> dict[str, Any]:
     """Of the first state, where it is told; Triton's ``dims`` lack the batch."""
     dims = declared.get("dims", [])
     return {"shape": (*rows, *dims)} if dims and "-1" not in dims else {}
+
+
+def _labels(fields: Fields, where: str) -> dict[str, Any]:
+    outputs = _messages(fields, "output", where)
+    found = {str(last(o, "name") or ""): str(file) for o in outputs if (file := last(o, "label_filename"))}
+    return {"labels": found} if found else {}
 
 
 def _instances(fields: Fields, where: str) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class _WarmUp:
             raise ModelRefused(f"model.toml declares warmup for {sorted(unknown)[0]!r}, which is not an input")
         if self._config.cascade is not None and (why := self._config.cascade.why_unfit(signature.outputs)):
             raise ModelRefused(f"model.toml: {why}")
+        if why := self._config.why_mislabelled(signature.outputs):
+            raise ModelRefused(why)
         if why := self._why_unfit():
             raise ModelRefused(why)
         sizes = FREE_SIZES if any(-1 in i.shape[1:] for i in signature.inputs if i.name not in declared) else (1,)

@@ -1,9 +1,12 @@
-"""Metadata of the models of the mesh, asked for once each, and what can be made with it: requests that are bare values.
+"""Metadata of the mesh's models, asked for now and then, and what can be made with it: requests that are bare values.
 
 Not here: asking (``inquiry``).
 """
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 from mesh.deadline import Deadline
 from mesh.hop import Context
@@ -17,21 +20,25 @@ from mesh.view import View
 
 DEADLINE_MS = 2_000.0
 MOST = 256
+FRESH_S = 10.0
+"""A version's tensors never change, what is declared beside them may: labels have no part in the digest."""
 
 
 class Known:
-    """Of one node. A version never changes: its digest is part of what it is known by."""
+    """Of one node. ``clock`` tells monotonic seconds."""
 
-    def __init__(self, inquiry: Inquiry, view: View) -> None:
+    def __init__(self, inquiry: Inquiry, view: View, clock: Callable[[], float] = time.monotonic) -> None:
         self._inquiry = inquiry
         self._view = view
-        self._metadata: Recent[ModelIdentity, ModelMetadata] = Recent(MOST)
+        self._clock = clock
+        self._metadata: Recent[ModelIdentity, tuple[float, ModelMetadata]] = Recent(MOST)
 
     async def metadata(self, identity: ModelIdentity) -> ModelMetadata:
-        found = self._metadata.get(identity)
-        if found is None:
-            found = await self._inquiry.metadata(identity, Context(Deadline.after_ms(DEADLINE_MS)))
-            self._metadata.put(identity, found)
+        known, now = self._metadata.get(identity), self._clock()
+        if known is not None and now < known[0] + FRESH_S:
+            return known[1]
+        found = await self._inquiry.metadata(identity, Context(Deadline.after_ms(DEADLINE_MS)))
+        self._metadata.put(identity, (now, found))
         return found
 
     async def raw(self, ref: ModelRef, body: Buffer, *, binary: bool) -> InferRequest:

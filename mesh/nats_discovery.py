@@ -7,6 +7,7 @@ inferences (``bus_door``), liveness, which is the heartbeat's (``membership``).
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from datetime import datetime, timezone
 from typing import Any
@@ -73,7 +74,8 @@ class NatsDiscovery:
             "num_errors": failed,
             "last_error": requests.last_error,
             "processing_time": spent_ns,
-            "average_processing_time": spent_ns // answered if answered else 0,
+            "average_processing_time": spent_ns // (answered + failed) if answered + failed else 0,
+            "data": {},  # nats-py reads no answer without it
         }
         nothing = {name: type(value)() for name, value in counted.items()}
         endpoints = [
@@ -97,9 +99,18 @@ class NatsDiscovery:
             "type": TYPE % kind,
             "name": _kind(report),
             "id": self._instance,
-            "version": self._dataplane.identity.version,
+            "version": semantic(self._dataplane.identity.version),
             "metadata": metadata,
         }
+
+
+def semantic(version: str) -> str:
+    """A version of Python's as the semantic one that ADR-32 wants: ``1.2.0rc1`` is ``1.2.0-rc1``."""
+    release = re.match(r"\d+\.\d+\.\d+", version)
+    if release is None:
+        return "0.0.0"
+    rest = re.sub(r"[^0-9A-Za-z]+", "-", version[release.end() :]).strip("-")
+    return f"{release[0]}-{rest}" if rest else release[0]
 
 
 def _kind(report: Report) -> str:

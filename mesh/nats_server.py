@@ -244,7 +244,7 @@ def _with_port(address: str) -> str:
 def free_port(host: str) -> int:
     """A port nobody listens at now, below those that dialling clients get. Raises ``BusUnavailable``."""
     for port in _luck.sample(_PORTS, 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             return port

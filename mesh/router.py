@@ -231,7 +231,7 @@ class Router:
 
     def _outside(self, request: InferRequest, identity: ModelIdentity, context: Context, now: float) -> list[int]:
         outlook, parameters, stay = self._ways.outlook, request.parameters, self._view.stay(identity)
-        if not parameters and not stay:
+        if not (parameters or stay or context.keep or context.avoid):
             return []
         outside: list[int] = []
         here = self._ways.place(HERE)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,7 @@ from mesh.oip.response import InferResponse, decode_response, encode_response
 from mesh.oip.tensor import Tensor
 from mesh.oip.wire import WireBody, quoted
 from mesh.sequence_steps import (
+    CHECKPOINT,
     STATE,
     STEP,
     Step,
@@ -108,11 +110,26 @@ class Record:
             )
         return verdict
 
-    def last_answer(self, step: Step) -> Reply:
-        """Raises ``SequenceUnknown`` where it was too large to be kept."""
-        if self.last is None:
+    def last_answer(self, request: InferRequest, step: Step) -> Reply:
+        """Once more, in the form that is asked for now. Raises ``SequenceUnknown`` where it was too large to be kept,
+        or lacks what is asked for."""
+        if self.last is None or self.asked is None:
             raise SequenceUnknown(f"step {self.step} of sequence {quoted(step.id)} was answered, and is not kept")
-        return msgspec.structs.replace(self.last)
+        reply = msgspec.structs.replace(self.last)
+        if _form(request) == _form(self.asked):
+            return reply
+        response = decode_response(reply.body.joined(), reply.body.header_length)
+        there = {tensor.name for tensor in response.outputs}
+        if (step.checkpoint and STEP not in response.parameters) or {o.name for o in request.outputs} - there:
+            raise SequenceUnknown(f"step {self.step} of sequence {quoted(step.id)} was answered without what is asked")
+        response.id = request.id
+        if step.checkpoint:
+            request = with_state(request, response.outputs)
+        else:
+            response.outputs = plain(response.outputs)
+            response.parameters.pop(STEP, None)
+        reply.body = encode_response(response, request)
+        return reply
 
     def begin(self, identity: ModelIdentity, step: Step, brought: tuple[Tensor, ...], idle_s: float) -> None:
         """From nothing, or from the state that the request brings."""
@@ -171,6 +188,11 @@ class Record:
         if self.checkpoint is not None:
             self.nbytes += nbytes(self.checkpoint[1])
         return self.nbytes - before
+
+
+def _form(request: InferRequest) -> tuple[Any, ...]:
+    """All that decides what an answer looks like, its values left out."""
+    return request.id, request.outputs, request.binary_default, request.parameters.get(CHECKPOINT, False)
 
 
 def answered(

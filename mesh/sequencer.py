@@ -111,7 +111,7 @@ class Sequencer:
     ) -> Reply:
         verdict = record.verdict(request, step, identity.name)
         if verdict == "again":
-            return record.last_answer(step)
+            return record.last_answer(request, step)
         if verdict == "begins":
             record.begin(identity, step, state(request.inputs), self._idle_s(identity) or self._settings.idle_s)
         try:

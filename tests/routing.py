@@ -103,10 +103,12 @@ class Routing:
         hops: int = 0,
         visited: tuple[str, ...] = (),
         keep: str = "",
+        avoid: tuple[str, ...] = (),
         **parameters: Any,
     ) -> Reply:
         """``parameters`` are those of the request."""
         request, context = a_request(nbytes=nbytes), Context(Deadline.after_ms(left_ms), hops, visited, keep=keep)
+        context.avoid = avoid
         request.parameters.update(parameters)
         return await self.router.infer(request, identity or an_identity(), context)
 

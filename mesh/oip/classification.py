@@ -1,7 +1,7 @@
 """Triton's classification extension: an output's best values as texts ``value:index[:label]``.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md. The first
-dimension is the batch where there are two or more. Pure. Not here: where labels come from (``edge.model_config``).
+dimension is the batch where there are two or more. Pure. Not here: where labels come from (``edge.labels``).
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def _best(values: Array, best: int) -> list[int]:
 def _text(values: Array, index: int, labels: Sequence[str]) -> str:
     value = values[index]
     said = f"{value:f}" if values.dtype.kind == "f" else str(int(value))
-    return f"{said}:{index}:{labels[index]}" if index < len(labels) else f"{said}:{index}"
+    label = labels[index] if index < len(labels) else ""
+    return f"{said}:{index}:{label}" if label else f"{said}:{index}"
 
 
 def values_only(request: InferRequest) -> InferRequest:

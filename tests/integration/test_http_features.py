@@ -28,13 +28,28 @@ DOUBLE = onnx_models.build(
     [onnx_models.value("X", "FP32", (-1, 16))],
     [onnx_models.value("Y", "FP32", (-1, 16))],
 )
-MODELS = {"simple": onnx_models.simple(), "add": DOUBLE, "text": onnx_models.identity("BYTES")}
+MODELS = {
+    "simple": onnx_models.simple(),
+    "add": DOUBLE,
+    "text": onnx_models.identity("BYTES"),
+    "named": DOUBLE,
+    "many": DOUBLE,
+    "small": onnx_models.classifier(),
+    "large": onnx_models.classifier(shift=1),
+}
+NAMED = '[labels]\nY = "labels.txt"'
+SURE = '[cascade]\nnext = "large"\noutput = "probabilities"\nthreshold = 0.9\naudit = 0.0\n'
+TOML = {"named": NAMED, "many": NAMED, "small": SURE + '[labels]\nprobabilities = ["a", "b", "c"]'}
+LABELS = {"named": "\n".join("abcdefghijklmno"), "many": "\n".join(['"' * 16_000] * 16)}
+"""The last class of "named" has none; those of "many" fill nearly all there may be, and JSON doubles them."""
 X = np.arange(16, dtype=np.float32)[None]
 
 
 @pytest.fixture(params=["agent", "router"])
 async def door(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Door]:
-    folder = doors.repository(tmp_path, MODELS)
+    folder = doors.repository(tmp_path, MODELS, TOML)
+    for model, text in LABELS.items():
+        (folder / model / "labels.txt").write_text(text)
     if request.param == "agent":
         async with doors.agent(folder) as served:
             yield served
@@ -79,6 +94,52 @@ async def test_classes(door: Door, binary: bool) -> None:
         assert classes == [["30.000000:15", "28.000000:14", "26.000000:13"]] * 2
     finally:
         await client.close()
+
+
+@pytest.mark.parametrize("binary", [True, False])
+async def test_classes_have_the_labels_of_the_model(door: Door, binary: bool) -> None:
+    assert (
+        await classes(door, "named", inputs(binary=True, rows=2), "Y", binary=binary)
+        == [["30.000000:15", "28.000000:14:o", "26.000000:13:n"]] * 2
+    )
+    best, *_ = (await classes(door, "many", inputs(binary=True), "Y", binary=binary))[0]
+    assert best == "30.000000:15:" + '"' * 16_000
+    metadata = (await door.get("/v2/models/named")).json()
+    assert metadata["parameters"]["labels.Y"] == LABELS["named"]
+    config = (await door.get("/v2/models/named/config")).json()
+    assert [output["label_filename"] for output in config["output"]] == ["labels.txt"]
+
+
+@pytest.mark.parametrize(("scale", "best"), [(9.0, "b"), (0.1, "c")])
+async def test_labels_are_of_the_model_that_was_asked_for(door: Door, scale: float, best: str) -> None:
+    made = triton.InferInput("X", [1, 3], "FP32")
+    made.set_data_from_numpy(np.array([[0, scale, 0]], np.float32))
+    (row,) = await classes(door, "small", [made], "probabilities", binary=True)
+    assert row[0].split(":")[1:] == [str("abc".index(best)), best]
+    assert len(row) == 3
+
+
+async def classes(door: Door, model: str, made: list[triton.InferInput], output: str, *, binary: bool) -> Any:
+    client = triton_aio.InferenceServerClient(door.address)
+    try:
+        wanted = [triton.InferRequestedOutput(output, binary_data=binary, class_count=3)]
+        found = (await client.infer(model, made, outputs=wanted)).as_numpy(output)
+        return [[text.decode() if isinstance(text, bytes) else text for text in row] for row in found]
+    finally:
+        await client.close()
+
+
+async def test_labels_of_no_output_fail_by_name(tmp_path: Path) -> None:
+    folder = doors.repository(tmp_path, {"add": DOUBLE}, {"add": '[labels]\nZ = ["a"]'})
+    async with doors.agent(folder) as door:
+        (entry,) = await index(door)
+        assert entry["state"] == "UNAVAILABLE"
+        assert "labels: the model answers no output 'Z', it has ['Y']" in entry["reason"]
+
+
+async def index(door: Door) -> Any:
+    async with door.connect() as connection:
+        return (await connection.request("POST", "/v2/repository/index", b"{}")).json()
 
 
 async def raw(door: Door, model: str, body: bytes, **headers: str) -> Any:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import shlex
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -378,3 +380,18 @@ async def test_devices_need_the_password(port: tuple[int, str]) -> None:
     assert await soon(reader.readexactly(4)) == b"\x20\x02\x00\x05"  # CONNACK: not authorised
     writer.close()
     await writer.wait_closed()
+
+
+async def test_the_line_for_a_shell_in_the_documentation(port: tuple[int, str], models: Path) -> None:
+    number, url = port
+    document = (ROOT / "docs" / "mqtt.md").read_text()
+    asking, said = re.search(r"mosquitto_pub (.*?}')\n", document, re.S), "mesh/default/result/#"
+    assert asking is not None
+    assert f"-t '{said}'" in document
+    words = shlex.split(asking[1].replace("\\\n", " "))
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    nats = {"url": url, "token": TOKEN}
+    async with _connected(agent(models, nats=nats)), Device(number, "shell", said, TOKEN) as device:
+        topic, result = await device.ask(flags["-t"], flags["-m"].encode())
+        assert topic == flags["-t"].replace("infer", "result")
+        assert [output["data"] for output in result["outputs"]] == [[3] * 16, [-1] * 16]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,17 @@ from typing import Any
 import nats
 import pytest
 from nats.aio.client import Client
+from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 
+from mesh.nats_discovery import semantic
 from mesh.nats_server import NatsServer
 from tests import onnx_models
 from tests.integration.doors import agent, repository, router, until, until_served
 from tests.nats import soon
 
 ROW = [[float(n) for n in range(16)]]
+NAME = r"[a-zA-Z0-9_-]+"
+SEMANTIC = r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z-]+)?"
 REQUEST = {"inputs": [{"name": "X", "datatype": "FP32", "shape": [1, 16], "data": ROW}]}
 
 
@@ -91,11 +95,54 @@ async def test_what_was_done_is_counted(client: Client) -> None:
     (front,) = await asked(client, "$SRV.STATS.mesh-router", 1)
     counted = front["endpoints"][0]
     assert (counted["num_requests"], counted["num_errors"]) == (4, 1)
-    assert counted["average_processing_time"] == counted["processing_time"] // 3 > 0
+    assert counted["average_processing_time"] == counted["processing_time"] // 4 > 0
+    assert "inputs" in counted["last_error"]
     assert front["started"].endswith("Z")
+    ran = await asked(client, "$SRV.STATS.mesh-edge", 2)
+    assert sum(answer["endpoints"][0]["num_requests"] for answer in ran) == 3
+
+
+async def test_nats_pys_own_types_read_every_answer(client: Client) -> None:
+    for question, read in (("PING", ServicePing), ("INFO", ServiceInfo), ("STATS", ServiceStats)):
+        for answer in await asked(client, f"$SRV.{question}", 3):
+            seen = read.from_dict(answer)
+            assert answer["type"] == seen.type
+            assert re.fullmatch(NAME, seen.name)
+            assert re.fullmatch(NAME, seen.id)
+            assert re.fullmatch(SEMANTIC, seen.version)
+            assert all(isinstance(value, str) for value in seen.metadata.values())
+            for endpoint in answer.get("endpoints", ()):
+                assert re.fullmatch(NAME, endpoint["name"])
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted"),
+    [("0.1.0", "0.1.0"), ("1.2.0rc1", "1.2.0-rc1"), ("1.2.0.dev3+g1", "1.2.0-dev3-g1"), ("unknown", "0.0.0")],
+)
+def test_versions_are_semantic(version: str, wanted: str) -> None:
+    assert semantic(version) == wanted
+    assert re.fullmatch(SEMANTIC, wanted)
+
+
+async def test_who_left_answers_no_more_and_who_comes_back_does(tmp_path: Path) -> None:
+    models = repository(tmp_path, {"add": onnx_models.add()})
+    async with NatsServer() as server:
+        client = await nats.connect(server.url)
+
+        async def there() -> bool:
+            return len(await asked(client, "$SRV.PING.mesh-edge", 1, patient=False)) == 1
+
+        async with agent(models, nats=server.url):
+            await until(there)
+            await client.close()
+            await server.kill()
+            await server.start()
+            client = await nats.connect(server.url)
+            await until(there)
+        assert await asked(client, "$SRV.PING", 1, patient=False) == []
+        await client.close()
 
 
 async def test_other_questions_are_nobodys(client: Client) -> None:
     assert await asked(client, "$SRV.SCHEMA", 1, patient=False) == []
     assert await asked(client, "$SRV.PING.somebody-else", 1, patient=False) == []
-    await asyncio.sleep(0)

@@ -73,6 +73,24 @@ async def test_a_port_that_is_taken_is_said_so() -> None:
         assert not second.running
 
 
+async def test_an_mqtt_port_is_chosen_once_and_one_that_is_taken_is_said_so(tmp_path: Path) -> None:
+    async with NatsServer(mqtt="127.0.0.1:0", run_dir=tmp_path) as first:
+        address = first.mqtt
+        assert not address.endswith(":0")
+        with pytest.raises(BusUnavailable, match="address already in use"):
+            async with NatsServer(mqtt=address):
+                pass
+        await first.kill()
+        await first.start()
+        assert first.mqtt == address
+        _, writer = await soon(asyncio.open_connection(*address.split(":")))
+        writer.close()
+        await writer.wait_closed()
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        async with NatsServer(mqtt="1883"):
+            pass
+
+
 async def test_a_wrong_configuration_is_said_so() -> None:
     with pytest.raises(BusUnavailable, match=r"nats-server\.conf:"):
         async with NatsServer(extra={"max_payload": "plenty"}):

@@ -32,9 +32,9 @@ def add_sub(datatype: str, *, element: int | None = None) -> bytes:
     return build(nodes, inputs, outputs)
 
 
-def identity() -> bytes:
-    """OUTPUT0 is INPUT0: texts of any shape of two dimensions."""
-    inputs, outputs = [value("INPUT0", "BYTES", (-1, -1))], [value("OUTPUT0", "BYTES", (-1, -1))]
+def identity(datatype: str = "BYTES") -> bytes:
+    """OUTPUT0 is INPUT0, of any shape of two dimensions."""
+    inputs, outputs = [value("INPUT0", datatype, (-1, -1))], [value("OUTPUT0", datatype, (-1, -1))]
     return build([helper.make_node("Identity", ["INPUT0"], ["OUTPUT0"])], inputs, outputs)
 
 
@@ -99,6 +99,8 @@ DYNAMIC: dict[str, tuple[Callable[[], bytes], str]] = {
     )
 }
 """What the examples ask for with ``--dyna``; not in the repository, because one of them counts what is there."""
+GROWTH: dict[str, tuple[Callable[[], bytes], str]] = {"custom_identity_int32": (lambda: identity("INT32"), EIGHT)}
+"""What ``memory_growth_test`` asks for, which always asks at localhost:8000 or 8001."""
 
 
 WARMUP = "\n".join(["[warmup]", *(f'INPUT{n} = {{ shape = [1, 16], value = "1" }}' for n in (0, 1)), ""])

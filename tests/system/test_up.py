@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from mesh.child import tied
 from mesh.client import Client
 from tests import onnx_models
 from tests.integration.doors import repository
+from tests.mqtt import Device
 from tests.system.processes import PATIENCE_S, ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -38,8 +40,10 @@ class Up:
 @pytest_asyncio.fixture(loop_scope="module")
 async def up(tmp_path: Path) -> AsyncIterator[Up]:
     models = repository(tmp_path, {"sum": onnx_models.add()})
-    command = tied([sys.executable, "-m", "mesh.cli", "up", "--agents", "2", "--models", str(models), "--http", "0"])
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, cwd=ROOT)
+    asked = ["up", "--agents", "2", "--models", str(models), "--http", "0", "--mqtt", "127.0.0.1:0"]
+    pipe = asyncio.subprocess.PIPE
+    command = tied([sys.executable, "-m", "mesh.cli", *asked])
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, cwd=ROOT)
     try:
         assert process.stdout is not None
         line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)).decode()
@@ -50,6 +54,17 @@ async def up(tmp_path: Path) -> AsyncIterator[Up]:
         if process.returncode is None:
             process.terminate()
         await asyncio.wait_for(process.wait(), PATIENCE_S)
+
+
+async def test_devices_ask_by_mqtt(up: Up) -> None:
+    assert up.process.stderr is not None
+    said = (await asyncio.wait_for(up.process.stderr.readline(), PATIENCE_S)).decode()
+    found = re.fullmatch(r"MQTT at 127\.0\.0\.1:(\d+): any user, password (\w+)\n", said)
+    assert found is not None, said
+    async with Device(int(found[1]), "camera", "mesh/default/result/#", found[2]) as device:
+        topic, result = await device.ask("mesh/default/infer/sum/7", np.ones((1, 16), np.float32).tobytes())
+    assert (topic, result["id"]) == ("mesh/default/result/sum/7", "7")
+    assert np.ravel(result["outputs"][0]["data"]).tolist() == [2.0] * 16
 
 
 async def test_it_serves_and_stops_everything_on_ctrl_c(up: Up) -> None:

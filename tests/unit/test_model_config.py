@@ -109,7 +109,16 @@ def test_a_model_toml_with_everything(folder: Path) -> None:
     [
         ("versions = ", "is not TOML"),
         ("batch = 3", "batch: Extra inputs"),
-        ('labels = ["cat"]', "labels: Extra inputs"),
+        ('labels = ["cat"]', "labels: Input should be a valid dictionary"),
+        ("[labels]\nY = 3", "labels.Y: Value error, labels are a list of texts, or the name of a file"),
+        ('[labels]\nY = { names = ["a"] }', "labels.Y: Value error, labels are a list of texts, or the name of a file"),
+        ("[labels]\nY = []", "labels.Y.names: Tuple should have at least 1 item"),
+        ('[labels]\nY = ["a", 3]', "labels.Y.names.1: Input should be a valid string"),
+        ('[labels]\nY = ["a", "b\\nc"]', "labels.Y: Value error, label 1 has a control character"),
+        ('[labels]\nY = "labels.txt"', "labels.Y: Value error, resnet has no regular file 'labels.txt'"),
+        ('[labels]\nY = ".."', "only its name is given"),
+        ('[labels]\nY = "../other/labels.txt"', "only its name is given"),
+        ('[labels]\nY = "/etc/passwd"', "only its name is given"),
         ('backends = ["pytorch"]', "backends."),
         ('backend = "onnxruntime-cuda"', 'as in backends = ["onnxruntime-cuda"'),
         ("instances = 0", "instances"),
@@ -156,7 +165,10 @@ def test_nothing_declared_leaves_the_backends_to_the_agent(folder: Path) -> None
 
 
 def test_a_config_of_triton_is_understood(folder: Path) -> None:
+    names = 'labels \\" {.txt'
+    (folder / names).write_text("cat\ndog\n")
     found = config(folder, TRITON)
+    assert (found.labels["fc6_1"].names, found.label_files) == (("cat", "dog"), (names,))
     assert found.versions == (1, 3)
     assert found.batching == BatchingConfig(max_rows=128, delay_ms=0.1)
     assert found.instances == 3
@@ -231,6 +243,7 @@ def test_what_of_triton_is_understood_is_not_called_ignored(folder: Path, caplog
 
 
 def test_the_model_toml_wins(folder: Path) -> None:
+    (folder / 'labels \\" {.txt').write_text("cat")
     assert config(folder, TRITON, 'versions = "all"').versions == "all"
 
 

@@ -26,6 +26,7 @@ def texts(array: Any, wanted: int, labels: tuple[str, ...] = (), datatype: str |
 def test_one_dimension_rows_and_labels() -> None:
     values = np.array([0.1, 0.7, 0.2], np.float32)
     assert texts(values, 2, ("a", "b", "c")) == ((2,), ["0.700000:1:b", "0.200000:2:c"])
+    assert texts(values, 2, ("a", "", "c")) == ((2,), ["0.700000:1", "0.200000:2:c"])
     assert texts(values[None], 9, ("a",)) == ((1, 3), ["0.700000:1", "0.200000:2", "0.100000:0:a"])
     rows = np.array([[[3, 1]], [[5, 9]]], np.int32)
     assert texts(rows, 1) == ((2, 1), ["3:0", "9:1"])

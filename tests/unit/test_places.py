@@ -128,10 +128,23 @@ async def test_what_is_to_stay_goes_nowhere_else() -> None:
             await here.infer(keep="one", sequence_id=7)
 
 
+async def test_what_a_sequence_avoids_is_not_asked() -> None:
+    async with Routing().running() as here:
+        for node in ("one", "two"):
+            await here.on_bus(node)
+        for avoid, left in (("one",), "two"), (("two",), "one"):
+            assert {(await here.infer(avoid=avoid)).node for _ in range(4)} == {left}
+        with pytest.raises(NoReadyInstance):
+            await here.infer(avoid=("one", "two"))
+
+
 async def test_a_step_that_was_passed_on_is_not_passed_on_again() -> None:
-    async with Routing(a_model_load(service_ms=5_000.0)).running() as here:
-        await here.on_bus("quick", a_model_load(service_ms=1.0))
-        assert (await here.infer(hops=1, sequence_id=7)).route == "local"
+    async with Routing().running() as here:
+        await here.on_bus("other")
+        assert (await here.infer(hops=1)).node == "other"
+        with pytest.raises(NoReadyInstance):
+            await here.infer(hops=1, mesh_run="door")
+        assert here.wire.asked == ["other"]
 
 
 # This very node

@@ -184,6 +184,28 @@ async def test_an_application_that_numbers_may_ask_again_and_skip_nothing() -> N
     assert shown(await ask(door, a_step(NUMBERS[5], mesh_step=6))) == WANTED[5]
 
 
+async def test_the_same_answer_comes_in_the_form_that_is_asked_for() -> None:
+    mesh = Mesh("a")
+    door = mesh.door()
+    await begun(door, 1)
+    first = await ask(door, a_step(NUMBERS[1], mesh_step=2, mesh_checkpoint=True))
+    again = await ask(door, a_step(NUMBERS[1], mesh_step=2, binary=False))
+    assert (first.body.header_length is None, again.body.header_length) == (False, None)
+    assert (shown(again), read(again).parameters) == (WANTED[1], {})
+    request = a_step(NUMBERS[1], mesh_step=2, mesh_checkpoint=True, binary=False)
+    request.id = "once more"
+    response = read(await ask(door, request))
+    assert (response.id, response.parameters) == ("once more", {"mesh_step": 2})
+    assert [(t.name, int(t.numpy()[0, 0])) for t in response.outputs] == [
+        ("OUTPUT", WANTED[1]),
+        ("mesh_state:SEEN", WANTED[1]),
+    ]
+    await ask(door, a_step(NUMBERS[2], mesh_step=3))
+    with pytest.raises(SequenceUnknown, match="without what is asked"):
+        await ask(door, a_step(NUMBERS[2], mesh_step=3, mesh_checkpoint=True))
+    assert runs(mesh) == NUMBERS[:3]
+
+
 async def test_the_last_answer_is_there_again_after_the_end_and_no_step_is() -> None:
     mesh = Mesh("a")
     door = mesh.door()
