@@ -23,6 +23,7 @@ from mesh.hop import Reply
 from mesh.hop_bus import REQUEST, error_headers, lower
 from mesh.oip.request import InferRequest
 from mesh.questions import OF_A_MODEL, READ, answer
+from mesh.sequence_doors import SequenceDoors
 from mesh.values import ModelRef
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ log = logging.getLogger(__name__)
 class BusDoor:
     """Serves the node's inference subject on the tensor connection."""
 
-    def __init__(self, dataplane: Dataplane, bus: Bus) -> None:
+    def __init__(self, dataplane: Dataplane, bus: Bus, sequences: SequenceDoors | None = None) -> None:
         self._dataplane = dataplane
+        self._sequences = sequences
         self._bus = bus
         self.in_flight = 0
         self._streams = BusStreams()
@@ -125,6 +127,8 @@ class BusDoor:
             request = await self._dataplane.known.raw(ref, message.payload, binary=True)
         else:
             request = self._dataplane.decode(ref, message.payload, headers.get(hop.HEADER_LENGTH))
+        if self._sequences is not None and not proven:
+            await self._sequences.begins(request)
         if what == bus_streams.STREAM:
             return await self._stream(request, arrived, headers, proven=proven)
         reply = await self._dataplane.infer(request, arrived, headers if proven else None, want_load=proven)

@@ -22,6 +22,7 @@ from mesh.errors import BusUnavailable, MeshError, Overloaded, PayloadTooLarge
 from mesh.http_stream import as_json
 from mesh.mqtt_topics import Asked
 from mesh.oip.request import InferRequest
+from mesh.sequence_doors import SequenceDoors
 from mesh.sequence_steps import CLIENT, ID
 from mesh.settings import MqttSettings
 from mesh.values import ModelRef
@@ -45,10 +46,13 @@ class _Refused(msgspec.Struct, omit_defaults=True):
 
 
 class MqttDoor:
-    def __init__(self, dataplane: Dataplane, bus: Bus, settings: MqttSettings) -> None:
+    def __init__(
+        self, dataplane: Dataplane, bus: Bus, settings: MqttSettings, sequences: SequenceDoors | None = None
+    ) -> None:
         self._dataplane = dataplane
         self._bus = bus
         self._settings = settings
+        self._sequences = sequences
         self._subscription: Subscription | None = None
         self._requests = self._bytes = 0
 
@@ -77,6 +81,8 @@ class MqttDoor:
                 request = await self._request(asked, message.payload)
                 if (topic := request.parameters.pop(RESULT, None)) is not None:
                     to = mqtt_topics.chosen(topic, asked.site)
+                if self._sequences is not None:
+                    await self._sequences.begins(request)
                 await self._answer(request, to)
         except MeshError as error:
             await self._refuse(error, asked, to)

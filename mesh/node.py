@@ -40,6 +40,7 @@ from mesh.oip.wire import Limits
 from mesh.pins import Place
 from mesh.router import Router
 from mesh.rules import RULES, Ours, Rule
+from mesh.sequence_doors import SequenceDoors
 from mesh.settings import MeshSettings
 from mesh.subjects import CLOUD_SITE
 from mesh.trust import Trust
@@ -260,12 +261,14 @@ class Node:
             await stack.enter_async_context(self.watcher.subscribed(control, sites))
             self._heartbeat = Heartbeat(self.reporter, control, self.trust.hop_key)
             await stack.enter_async_context(self._heartbeat.running())
-            door = self._bus_door = BusDoor(self.dataplane, tensors)
+            begun = SequenceDoors(tensors, self.name, self.dataplane.sequencer)
+            await stack.enter_async_context(begun.listening())
+            door = self._bus_door = BusDoor(self.dataplane, tensors, begun)
             await stack.enter_async_context(door.serving_node(self.site, self.name))
             if self._serve_applications:
                 await stack.enter_async_context(door.serving_applications())
             if self.settings.mqtt.enabled and self._role != "router":
-                devices = self._mqtt_door = MqttDoor(self.dataplane, tensors, self.settings.mqtt)
+                devices = self._mqtt_door = MqttDoor(self.dataplane, tensors, self.settings.mqtt, begun)
                 await stack.enter_async_context(devices.serving(self.site))
             shown = NatsDiscovery(self.dataplane, control, f"{self._identity.id}{self._identity.incarnation}")
             await stack.enter_async_context(shown.serving())

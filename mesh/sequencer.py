@@ -196,6 +196,12 @@ class Sequencer:
         if self._bytes >= self._settings.max_bytes:
             raise Overloaded(f"this door keeps {self._bytes} bytes of sequences, as many as it may", retry_after_s=1.0)
 
+    def forget(self, client: str, model: str, sequence: int | str) -> None:
+        """A sequence of an application that does not number its turns began at another door."""
+        key = client, model, sequence, ""
+        if key in self._records:
+            self._forget([key])
+
     def forget_idle(self, now: float) -> None:
         """Forget sequences of which nothing was heard for too long at the monotonic second ``now``."""
         self._forget([key for key, record in self._records.items() if record.idle(now)])

@@ -84,6 +84,11 @@ def stream(node: str) -> str:
     return f"{ROOT}.stream.{token(node)}"
 
 
+def sequence_begun() -> str:
+    """Where a door says that a sequence began with it (``sequence_doors``)."""
+    return f"{ROOT}.sequence.begun"
+
+
 def model_infer(model: str) -> str:
     """Where applications ask the routers for a model (queue group :data:`ROUTER_QUEUE`)."""
     return f"{ROOT}.infer.{token(model)}"
