@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -16,7 +16,7 @@ import grpc
 from mesh.errors import MeshError, NotFound
 from mesh.grpc_errors import code_of
 from mesh.grpc_protocol import HEALTH, INFERENCE, REFLECTION, SERVED, Method, file_named, file_of, methods
-from mesh.lifecycle import within
+from mesh.lifecycle import Tasks, within
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 WATCH_S = 1.0
@@ -62,36 +62,55 @@ class Health:
             await context.abort(code_of(error), error.text)
             return
         said = None
-        while not self._leaving.is_set():
+        while True:
             if (status := self._status(asked)) != said:
                 yield self._watch.response(status=status).SerializeToString()
                 said = status
+            if self._leaving.is_set():
+                return
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(WATCH_S, self._leaving.wait())
 
 
-def reflection() -> dict[str, grpc.RpcMethodHandler]:
-    """Handlers of both versions, which differ in their name only."""
+def reflection(leaving: asyncio.Event) -> dict[str, grpc.RpcMethodHandler]:
+    """Handlers of both versions, which differ in their name only. Their streams end when ``leaving`` is set."""
     return {
-        method.path: grpc.stream_stream_rpc_method_handler(_reflect(method))
+        method.path: grpc.stream_stream_rpc_method_handler(_reflect(method, leaving))
         for name in REFLECTION
         for method in methods(name).values()
     }
 
 
-def _reflect(method: Method) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
+def _reflect(method: Method, leaving: asyncio.Event) -> Callable[[Any, Any], AsyncIterator[bytes]]:
     async def handle(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        async for data in messages:
-            try:
-                asked = method.parse(data)
-            except MeshError as error:
-                await context.abort(code_of(error), error.text)
-                return
-            answer = method.response(valid_host=asked.host, original_request=asked)
-            _look_up(asked, answer)
-            yield answer.SerializeToString()
+        async with contextlib.aclosing(_until(leaving, messages)) as taken:
+            async for data in taken:
+                try:
+                    asked = method.parse(data)
+                except MeshError as error:
+                    await context.abort(code_of(error), error.text)
+                answer = method.response(valid_host=asked.host, original_request=asked)
+                _look_up(asked, answer)
+                yield answer.SerializeToString()
 
     return handle
+
+
+async def _until(leaving: asyncio.Event, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """What a caller sends, until it sends no more or ``leaving`` is set."""
+
+    async def following() -> bytes | None:
+        return await anext(messages, None)
+
+    async with Tasks("reflection") as tasks:
+        left = tasks.start(leaving.wait(), "leaving")
+        messages = aiter(messages)
+        while True:
+            message = tasks.start(following(), "message")
+            await asyncio.wait([message, left], return_when=asyncio.FIRST_COMPLETED)
+            if left.done() or (data := message.result()) is None:
+                return
+            yield data
 
 
 def _look_up(asked: Any, answer: Any) -> None:

@@ -65,7 +65,7 @@ class GrpcServer:
             await Stream(door, self._dataplane, context, self._leaving).serve(messages)
 
         handlers[METHOD.path] = grpc.stream_stream_rpc_method_handler(stream)
-        return handlers | Health(self._dataplane.ready, self._leaving).handlers() | reflection()
+        return handlers | Health(self._dataplane.ready, self._leaving).handlers() | reflection(self._leaving)
 
 
 class _Calls(grpc.GenericRpcHandler):  # type: ignore[misc]

@@ -112,7 +112,7 @@ async def counting_node(
     async with node.running() as address:
         node.changed()
         try:
-            yield Door(address)
+            yield Door(address, node.bound.grpc)
         finally:
             models.draining = True
             await node.drain()

@@ -238,6 +238,11 @@ class Connection:
         except ConnectionError:
             return True
 
+    async def hung_up(self) -> None:
+        """Return once the door has, whatever it says before."""
+        with contextlib.suppress(ConnectionError):
+            await soon(self._reader.read())
+
     def reset(self) -> None:
         """Leave without goodbye."""
         self._writer.transport.abort()

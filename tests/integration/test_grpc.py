@@ -19,6 +19,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from mesh.errors import ConfigError
 from mesh.grpc_protocol import message_class
 from mesh.nats_server import NatsServer
 from tests import onnx_models
@@ -275,3 +276,66 @@ async def test_a_drain_ends_running_calls_well(tmp_path: Path) -> None:
     answer = service_pb2.ModelInferResponse.FromString(await call)
     assert answer.raw_output_contents
     await channel.close()
+
+
+async def test_what_is_not_grpc_is_hung_up_on_and_harms_nobody(door: Door, channel: grpc.aio.Channel) -> None:
+    for garbage in (bytes(1000), b"GET /v2 HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 1000):
+        async with Door(door.grpc).connect() as connection:
+            await connection.send(garbage)
+            await connection.hung_up()
+    infer = channel.unary_unary(INFER, request_serializer=service_pb2.ModelInferRequest.SerializeToString)
+    assert service_pb2.ModelInferResponse.FromString(await infer(message())).model_name == "simple"
+
+
+async def test_a_stranger_cannot_pretend_to_be_a_hop(channel: grpc.aio.Channel) -> None:
+    infer = channel.unary_unary(INFER, request_serializer=service_pb2.ModelInferRequest.SerializeToString)
+    metadata = (("mesh-deadline-ms", "0"), ("mesh-hops", "99"), ("mesh-model-digest", "0" * 64), ("mesh-token", "x"))
+    call = infer(message(), metadata=metadata)
+    await call
+    assert int(dict(await call.trailing_metadata())["mesh-hops"]) < 2
+
+
+async def test_a_compressed_message_is_measured_as_it_is(door: Door) -> None:
+    """Sixty million zeros are a few ten thousand bytes on the wire."""
+    async with grpc.aio.insecure_channel(door.grpc, compression=grpc.Compression.Gzip) as channel:
+        infer = channel.unary_unary(INFER)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await infer(bytes(60_000_000))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        answer = service_pb2.ModelInferResponse.FromString(await infer(message().SerializeToString()))
+        assert answer.model_name == "simple"
+
+
+async def test_models_come_and_go(tmp_path: Path) -> None:
+    folder = doors.repository(tmp_path, {"simple": onnx_models.simple()})
+    async with doors.agent(folder, grpc=GRPC) as served, triton_aio.InferenceServerClient(served.grpc) as client:
+        await client.unload_model("simple")
+        assert not await client.is_model_ready("simple")
+        assert [(m.name, m.state) for m in (await client.get_model_repository_index()).models] == [
+            ("simple", "UNAVAILABLE")
+        ]
+        await client.load_model("simple", config='{"max_batch_size": 4}')
+        assert (await client.get_model_config("simple")).config.max_batch_size == 4
+        assert (await client.infer("simple", simple())).as_numpy("OUTPUT0").tolist() == (FIRST + SECOND).tolist()
+        with pytest.raises(InferenceServerException, match="failed to load"):
+            await client.load_model("simple", files={"file:1/model.onnx": b"x"}, config="{}")
+
+
+async def test_a_door_that_other_hosts_reach_lets_nobody_change_models(tmp_path: Path) -> None:
+    """Though the HTTP door is on loopback."""
+    folder = doors.repository(tmp_path, {"simple": onnx_models.simple()})
+    async with doors.agent(folder, grpc={"listen": "0.0.0.0:0"}) as served:
+        address = served.grpc.replace("0.0.0.0", "127.0.0.1")
+        async with triton_aio.InferenceServerClient(address) as client:
+            with pytest.raises(InferenceServerException, match="loopback") as caught:
+                await client.unload_model("simple")
+            assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+            assert await client.is_model_ready("simple")
+
+
+async def test_an_address_that_is_taken_is_said_before_anything_is_served(tmp_path: Path) -> None:
+    folder = doors.repository(tmp_path, {"simple": onnx_models.simple()})
+    async with doors.agent(folder, grpc=GRPC) as served:
+        with pytest.raises(ConfigError, match="--grpc"):
+            async with doors.agent(folder, node={"name": "edge-2"}, grpc={"listen": served.grpc}):
+                pass

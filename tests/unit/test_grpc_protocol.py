@@ -5,25 +5,30 @@ Not here: calls (``tests.integration.test_grpc``).
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from mesh.errors import InvalidRequest, PayloadTooLarge
+from mesh.errors import BY_CODE, InvalidRequest, Overloaded, PayloadTooLarge, ProtocolError
 from mesh.grpc_codec import CONTENTS, read_request
+from mesh.grpc_errors import CODES, code_of, trailers
 from mesh.grpc_protocol import HEALTH, INFERENCE, REFLECTION, message_class, methods
-from mesh.grpc_reply import encode_reply
+from mesh.grpc_reply import encode_part, encode_reply, write_parameters
 from mesh.hop import Reply
 from mesh.oip.datatypes import DATATYPES
 from mesh.oip.request import decode_request, encode_request
 from mesh.oip.response import InferResponse, encode_response
 from mesh.oip.tensor import Tensor
-from mesh.oip.wire import Limits
+from mesh.oip.wire import Limits, WireBody
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Limits()
@@ -150,3 +155,152 @@ def test_an_answer_is_read_by_tritons_messages() -> None:
     assert answer.raw_output_contents[1] == b"\x01\x00\x00\x00a\x02\x00\x00\x00bc"
     assert answer.parameters["said"].string_param == "so"
     assert (answer.parameters["n"].int64_param, answer.parameters["b"].bool_param) == (-1, True)
+
+
+def answered(values: list[float], request_id: str = "") -> WireBody:
+    """In binary: FP32 Y and a BYTES that changes its size with the values."""
+    texts = np.array([b"x" * int(v) for v in values], dtype=object)
+    outputs = Tensor.from_numpy("Y", np.array(values, np.float32)), Tensor.from_numpy("T", texts)
+    message = theirs(raw_input_contents=[bytes(8)])
+    message.inputs.add(name="A", datatype="INT32", shape=[2])
+    return encode_response(InferResponse("m", "1", request_id, {}, outputs), read(message))
+
+
+@pytest.mark.parametrize("in_one_piece", [False, True], ids=["in pieces", "in one piece"])
+def test_answers_whose_head_repeats_are_each_their_own(in_one_piece: bool) -> None:
+    """From a model here an answer comes in pieces, from another node in one."""
+    for values in ([1.0, 2.0], [2.0, 1.0], [0.0, 3.0], [3.0], [], [1.0, 2.0]):
+        for request_id in ("", "7", "8"):
+            body = answered(values, request_id)
+            if in_one_piece:
+                body = WireBody((body.joined(),), body.header_length)
+            answer = service_pb2.ModelInferResponse.FromString(encode_reply(Reply(body, "node")))
+            assert (answer.id, list(answer.outputs[0].shape)) == (request_id, [len(values)])
+            assert np.frombuffer(answer.raw_output_contents[0], np.float32).tolist() == values
+            assert answer.raw_output_contents[1] == b"".join(struct.pack("<I", int(v)) + b"x" * int(v) for v in values)
+            part = service_pb2.ModelStreamInferResponse.FromString(encode_part(Reply(body, "node"), final=True))
+            assert part.infer_response.parameters["triton_final_response"].bool_param
+            del part.infer_response.parameters["triton_final_response"]
+            assert part.infer_response == answer
+
+
+def test_an_answer_in_json_has_raw_contents_too() -> None:
+    text = b'{"model_name":"m","outputs":[{"name":"Y","datatype":"INT32","shape":[2],"data":[1,2]}]}'
+    answer = service_pb2.ModelInferResponse.FromString(encode_reply(Reply(WireBody((text,), None), "node")))
+    assert np.frombuffer(answer.raw_output_contents[0], np.int32).tolist() == [1, 2]
+
+
+def test_an_answer_that_is_none_is_a_neighbours_fault() -> None:
+    whole = answered([1.0, 2.0])
+    encode_reply(Reply(whole, "node"))  # its head is known from now on
+    for body in (
+        WireBody((whole.joined()[:-1],), whole.header_length),
+        WireBody((whole.joined() + b"x",), whole.header_length),
+        WireBody((*whole.parts, b"x"), whole.header_length),
+        WireBody((b"",), None),
+    ):
+        with pytest.raises(ProtocolError):
+            encode_reply(Reply(body, "node"))
+
+
+INFER = methods(INFERENCE)["ModelInfer"]
+SMALL = Limits(max_json_bytes=1 << 20)
+
+
+def test_only_raw_contents_may_be_large() -> None:
+    """What is refused here is refused before it is parsed: parsed it takes many times the room."""
+    large = theirs(raw_input_contents=[bytes(4 << 20)], id="7")
+    large.inputs.add(name="A", datatype="UINT8", shape=[4 << 20])
+    parsed = INFER.parse(large.SerializeToString(), SMALL)
+    assert (parsed.id, len(parsed.raw_input_contents[0])) == ("7", 4 << 20)
+    typed = theirs()
+    typed.inputs.add(name="A", datatype="BOOL", shape=[2 << 20]).contents.bool_contents.extend([True] * (2 << 20))
+    for message in (typed.SerializeToString(), theirs(id="x" * (2 << 20)).SerializeToString(), b"\x2a\0" * (1 << 20)):
+        with pytest.raises(PayloadTooLarge, match="send large tensors raw"):
+            INFER.parse(message, SMALL)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [b"\x3a", b"\x3a\xff", b"\x3a\x7f", b"\x3d\0", b"\x38" + b"\xff" * 11, b"\x3b", b"\x3c", b"\x3e", b"\x3f"],
+    ids=["no length", "half a length", "too short", "no number", "endless", "group", "end", "6", "7"],
+)
+def test_a_large_message_that_is_none_is_refused(end: bytes) -> None:
+    large = theirs(raw_input_contents=[bytes(2 << 20)]).SerializeToString()
+    with pytest.raises(InvalidRequest):
+        INFER.parse(large + end, SMALL)
+    with pytest.raises(InvalidRequest):
+        INFER.parse(end, SMALL)
+
+
+@given(fields=st.lists(st.tuples(st.integers(1, 2**29 - 1), st.sampled_from([0, 1, 2, 5])), max_size=20))
+def test_fields_that_nobody_knows_do_no_harm(fields: list[tuple[int, int]]) -> None:
+    """A later protocol may have them; large messages are read as small ones are."""
+    value = {0: b"\x96\x01", 1: bytes(8), 2: b"\x03abc", 5: bytes(4)}
+    unknown = b"".join(varint((9 + n) % 2**29 << 3 | kind) + value[kind] for n, kind in fields if (9 + n) % 2**29 > 8)
+    large = theirs(raw_input_contents=[bytes(2 << 20)]).SerializeToString()
+    assert INFER.parse(unknown + large + unknown, SMALL).model_name == "m"
+
+
+def varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*encoded, number))
+
+
+def test_every_error_has_a_code_of_grpc() -> None:
+    unknown = {error.code: code_of(error("x")) for error in BY_CODE.values() if error.status not in CODES}
+    assert unknown == {}
+    assert code_of(Overloaded("x")) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert trailers(Overloaded("x", retry_after_s=1.2)) == (("mesh-error", "overloaded"), ("retry-after", "2"))
+
+
+def test_shared_memory_is_a_place_in_place_of_contents() -> None:
+    def shared(**fields: Any) -> service_pb2.ModelInferRequest:
+        message = theirs(**fields)
+        for name in ("A", "B"):
+            tensor = message.inputs.add(name=name, datatype="INT32", shape=[2])
+        tensor.parameters["shared_memory_region"].string_param = "r"
+        tensor.parameters["shared_memory_byte_size"].int64_param = 8
+        return message
+
+    here, there = read(shared(raw_input_contents=[bytes(8)])).inputs
+    assert (here.nbytes, there.nbytes, there.parameters["shared_memory_region"]) == (8, 0, "r")
+    with pytest.raises(InvalidRequest, match="2 raw contents for 1 inputs"):
+        read(shared(raw_input_contents=[bytes(8)] * 2))
+    both = shared()
+    both.inputs[0].contents.int_contents.extend([1, 2])
+    assert read(both).inputs[0].numpy().tolist() == [1, 2]
+    both.inputs[1].contents.int_contents.extend([1, 2])
+    with pytest.raises(InvalidRequest, match="beside shared memory"):
+        read(both)
+    no_size = shared(raw_input_contents=[bytes(8)])
+    del no_size.inputs[1].parameters["shared_memory_byte_size"]
+    with pytest.raises(InvalidRequest, match="shared_memory_byte_size"):
+        read(no_size)
+
+
+def test_parameters_of_every_kind_and_range() -> None:
+    def said(field: str, value: Any) -> Any:
+        message = theirs(raw_input_contents=[bytes(8)])
+        message.inputs.add(name="A", datatype="INT32", shape=[2])
+        setattr(message.parameters["p"], field, value)
+        return read(message).parameters["p"]
+
+    for field, value in (
+        ("bool_param", False),
+        ("int64_param", -(2**63)),
+        ("uint64_param", 2**64 - 1),
+        ("double_param", 0.5),
+        ("string_param", "\u6a21"),
+    ):
+        assert said(field, value) == value
+        assert type(said(field, value)) is type(value)
+        written = service_pb2.ModelInferResponse()
+        write_parameters(written.parameters, {"p": value})
+        kind = written.parameters["p"].WhichOneof("parameter_choice")
+        assert (kind, getattr(written.parameters["p"], kind)) == (field, value)
+    with pytest.raises(InvalidRequest, match="finite"):
+        said("double_param", float("inf"))
