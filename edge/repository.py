@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,15 +16,13 @@ from typing import NamedTuple
 from edge.model_config import Latest, ModelConfig, read_config
 from edge.settings import Backend
 from mesh.errors import ConfigError, LoadFailed, ModelRejected
-from mesh.values import NAME_PATTERN, ModelIdentity
+from mesh.values import NAME_PATTERN, VERSION_PATTERN, ModelIdentity
 
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 STEP_FILE = "model.py"
 READ_BYTES = 1 << 20
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
-"""As Triton has it: what begins with a zero, or is no number, is no version."""
 
 
 class Stamp(NamedTuple):
@@ -208,7 +205,7 @@ class Repository:
 
 def _look_at(model: Path, label_files: list[str]) -> Look:
     try:
-        versions = [entry for entry in sorted(os.listdir(model)) if _VERSION.fullmatch(entry)]
+        versions = [entry for entry in sorted(os.listdir(model)) if VERSION_PATTERN.fullmatch(entry)]
     except OSError:  # said when it is read
         versions = []
     declared = [(name, _stamp(model / name)) for name in ("model.toml", "config.pbtxt", *label_files)]
@@ -247,7 +244,7 @@ def _rejected(model: Path, version: str, path: Path, config: ModelConfig, why: s
 
 
 def _wanted(model: Path, config: ModelConfig) -> list[int]:
-    there = sorted(int(v.name) for v in model.iterdir() if _VERSION.fullmatch(v.name) and v.is_dir())
+    there = sorted(int(v.name) for v in model.iterdir() if VERSION_PATTERN.fullmatch(v.name) and v.is_dir())
     if not there:
         raise ModelRejected(f"model {model.name!r} has no version folder such as {model.name}/1/{MODEL_FILE}")
     if config.versions == "all":

@@ -28,7 +28,7 @@ from mesh.known import Known
 from mesh.lifecycle import Counted
 from mesh.messages import Load, Report
 from mesh.metrics import Measured
-from mesh.oip.classification import as_classes, values_only
+from mesh.oip.classification import values_only
 from mesh.oip.request import InferRequest, decode_request
 from mesh.oip.statistics import ModelStatistics
 from mesh.oip.wire import Limits, read_length
@@ -98,7 +98,7 @@ class Dataplane:
         self._router = router
         self.cascades = Cascades(router.infer, view)
         self.sequencer = Sequencer(router.infer, sequences, idle_s=self._sequence_idle_s)
-        self.known = Known(inquiry, view)
+        self.known = Known(inquiry, view, lambda error: self.requests.failure(None, "application", error))
         self._still_coming = still_coming
         self._deadline_ms = deadline_ms
         self.serving = True
@@ -197,9 +197,12 @@ class Dataplane:
             identity = self.view.resolve(ModelRef(request.model, request.version), digest)
             context = self._context(request, identity, arrived, hop_headers, streams=True)
             asked, request = request, fetch(request, self.shared_memory, self.limits, hop_headers)
+            values = values_only(request)
             with self._counted(context):
-                async with contextlib.aclosing(self._router.stream(request, identity, context)) as replies:
+                async with contextlib.aclosing(self._router.stream(values, identity, context)) as replies:
                     async for each in replies:
+                        if values is not request:
+                            each.body = await self.known.classes(each.body, request, identity)
                         if asked is not request:
                             each.body = deliver(each.body, asked, self.shared_memory)
                         if want_load and reply is None:
@@ -243,8 +246,7 @@ class Dataplane:
             if context.hops or not request.outputs or (values := values_only(request)) is request:
                 return await self._go(request, identity, context)
             reply = await self._go(values, identity, context)
-            labels = (await self.known.metadata(identity)).labels
-            reply.body = as_classes(reply.body, request, labels)
+            reply.body = await self.known.classes(reply.body, request, identity)
             return reply
 
     async def _go(self, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:

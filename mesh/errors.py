@@ -3,6 +3,7 @@
     MeshError                      code                  retryable  status
       InvalidRequest               invalid_request       no         400
         PayloadTooLarge            payload_too_large     no         413
+        EncodingUnknown            encoding_unknown      no         415
       Unsupported                  unsupported           no         501
       NotFound                     not_found             no         404
         ModelNotFound              model_not_found       no         404
@@ -62,6 +63,12 @@ class InvalidRequest(MeshError):
 
 class PayloadTooLarge(InvalidRequest):
     code, status = "payload_too_large", 413
+
+
+class EncodingUnknown(InvalidRequest):
+    """The body has a ``Content-Encoding`` that is not spoken here."""
+
+    code, status = "encoding_unknown", 415
 
 
 class Unsupported(MeshError):

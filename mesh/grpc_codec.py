@@ -91,9 +91,12 @@ def _inputs(message: Any, limits: Limits) -> tuple[Tensor, ...]:
 
 
 def _only_raw(message: Any) -> None:
-    """Every input has raw contents, but for those in shared memory. The first text is Triton's: its clients read it."""
+    """Every input has raw contents, but for those in shared memory. The first text is Triton's: its clients read it.
+
+    Contents that hold nothing say nothing: mlserver's client puts them beside the raw ones.
+    """
     for found in message.inputs:
-        if found.HasField("contents"):
+        if found.contents.ByteSize():
             raise InvalidRequest(
                 "contents field must not be specified when using raw_input_contents for "
                 f"{quoted(found.name)} for model {quoted(message.model_name)}"

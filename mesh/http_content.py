@@ -9,14 +9,21 @@ from __future__ import annotations
 import asyncio
 import zlib
 
-from mesh.errors import InvalidRequest, PayloadTooLarge
+from mesh.errors import EncodingUnknown, InvalidRequest, PayloadTooLarge
 from mesh.oip.wire import Buffer, quoted
 
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 STEP = 1 << 20
 """Bytes that one step of inflating may come to: what is over the limit is noticed within one."""
+PIECE = 64 * 1024
+"""Bytes that are given to a step: what it leaves is copied."""
+MOST_MEMBERS = 4096
+"""Of a gzip body: each costs as much as a piece, however empty it is."""
+MAGIC = b"\x1f\x8b"
+AT_ONCE = 4 * 1024
+"""A body up to this size, which comes to 4 MiB at most, is inflated on the loop, a larger one on a thread."""
 ON_LOOP = 64 * 1024
-"""Up to this size it is done at once, above it on a thread."""
+"""An answer up to this size is compressed on the loop."""
 WORTH = 1024
 """Answers under this size are sent as they are."""
 LEVEL = 1
@@ -26,38 +33,47 @@ LEVEL = 1
 async def plain(body: Buffer, encoding: str, max_bytes: int) -> Buffer:
     """The body as it was before its ``Content-Encoding``.
 
-    Raises ``InvalidRequest`` for an unknown one and for what it did not make, or ``PayloadTooLarge``.
+    Raises ``EncodingUnknown``, ``InvalidRequest`` for what it did not make, or ``PayloadTooLarge``.
     """
     if encoding in ("", "identity"):
         return body
     if encoding not in WINDOW_BITS:
-        raise InvalidRequest(f"Content-Encoding {quoted(encoding)} is not supported: send it plain, gzip or deflate")
-    if len(body) <= ON_LOOP and max_bytes <= ON_LOOP:
+        raise EncodingUnknown(f"Content-Encoding {quoted(encoding)} is not supported: send it plain, gzip or deflate")
+    if len(body) <= AT_ONCE:
         return inflated(body, encoding, max_bytes)
     return await asyncio.to_thread(inflated, body, encoding, max_bytes)
 
 
-def inflated(body: Buffer, encoding: str, max_bytes: int) -> bytes:
+def inflated(body: Buffer, encoding: str, max_bytes: int) -> bytearray:
     """As :func:`plain`, here and now. A gzip body may have several members."""
-    found, rest = bytearray(), bytes(body)
-    while True:
-        inflating = zlib.decompressobj(WINDOW_BITS[encoding])
-        while not inflating.eof:
-            try:
-                piece = inflating.decompress(rest, min(STEP, max_bytes + 1 - len(found)))
-            except zlib.error:
-                raise InvalidRequest(f"the body is not {encoding}, which its Content-Encoding says") from None
-            found += piece
-            if len(found) > max_bytes:
-                raise PayloadTooLarge(f"the body has over {max_bytes} bytes once it is no longer {encoding}")
-            rest = inflating.unconsumed_tail
-            if not piece and not rest and not inflating.eof:
-                raise InvalidRequest(f"the {encoding} body is cut off")
-        rest = inflating.unused_data
-        if not rest:
-            return bytes(found)
-        if encoding != "gzip" or rest[:2] != b"\x1f\x8b":
+    found, view, at = bytearray(), memoryview(body), 0
+    for _ in range(MOST_MEMBERS):
+        at = _member(view, at, encoding, found, max_bytes)
+        if at == view.nbytes:
+            return found
+        if encoding != "gzip" or view[at : at + 2] != MAGIC:
             raise InvalidRequest(f"there is something behind the end of the {encoding} body")
+    raise InvalidRequest(f"the gzip body has over {MOST_MEMBERS} members")
+
+
+def _member(view: memoryview, at: int, encoding: str, found: bytearray, max_bytes: int) -> int:
+    """Inflate what begins at ``at`` onto ``found``; where it ended."""
+    inflating = zlib.decompressobj(WINDOW_BITS[encoding])
+    while not inflating.eof:
+        fed: Buffer = inflating.unconsumed_tail
+        if not fed:
+            fed = view[at : at + PIECE]
+            at += len(fed)
+        try:
+            piece = inflating.decompress(fed, min(STEP, max_bytes + 1 - len(found)))
+        except zlib.error:
+            raise InvalidRequest(f"the body is not {encoding}, which its Content-Encoding says") from None
+        found += piece
+        if len(found) > max_bytes:
+            raise PayloadTooLarge(f"the body has over {max_bytes} bytes once it is no longer {encoding}")
+        if not piece and not fed and not inflating.eof:
+            raise InvalidRequest(f"the {encoding} body is cut off")
+    return at - len(inflating.unused_data)
 
 
 def wanted(accept: bytes) -> str:

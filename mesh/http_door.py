@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from mesh import hop, http_content, http_stream
 from mesh.dataplane import Dataplane, unexpected
-from mesh.errors import MeshError
+from mesh.errors import EncodingUnknown, MeshError
 from mesh.hop import Reply
 from mesh.http_answer import Answer
 from mesh.http_asgi import asgi_app
@@ -69,7 +69,8 @@ class HttpDoor:
         if (coding := http_content.wanted(headers.get(b"accept-encoding", b""))) and not want_load:
             packed = await http_content.compressed(parts, coding)
             if packed is not None:
-                head, parts = head + b"content-encoding: %b\r\n" % coding.encode(), (packed,)
+                said = b"content-encoding: %b\r\nvary: accept-encoding\r\n" % coding.encode()
+                head, parts = head + said, (packed,)
         return Answer(200, head, parts)
 
     async def _asked(self, ref: ModelRef, request: Request) -> InferRequest:
@@ -128,6 +129,8 @@ def refusal(error: MeshError) -> Answer:
     headers = {hop.ERROR: error.code}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(math.ceil(error.retry_after_s), 1))
+    if isinstance(error, EncodingUnknown):
+        headers["accept-encoding"] = ", ".join(http_content.WINDOW_BITS)
     if error.load is not None:
         headers[hop.LOAD] = error.load.header()
     return Answer(error.status, _JSON + _lines(headers), (encode_error(error.text),))

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from mesh.deadline import Deadline
 from mesh.hop import Context
 from mesh.inquiry import Inquiry
+from mesh.oip.classification import as_classes
 from mesh.oip.raw import raw_request
 from mesh.oip.recent import Recent
 from mesh.oip.request import InferRequest
-from mesh.oip.wire import Buffer
+from mesh.oip.wire import Buffer, WireBody
 from mesh.values import ModelIdentity, ModelMetadata, ModelRef
 from mesh.view import View
 
@@ -25,11 +26,18 @@ FRESH_S = 10.0
 
 
 class Known:
-    """Of one node. ``clock`` tells monotonic seconds."""
+    """Of one node. ``refused`` is told of each body that made no request; ``clock`` tells monotonic seconds."""
 
-    def __init__(self, inquiry: Inquiry, view: View, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        inquiry: Inquiry,
+        view: View,
+        refused: Callable[[Exception], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._inquiry = inquiry
         self._view = view
+        self._refused = refused
         self._clock = clock
         self._metadata: Recent[ModelIdentity, tuple[float, ModelMetadata]] = Recent(MOST)
 
@@ -43,4 +51,12 @@ class Known:
 
     async def raw(self, ref: ModelRef, body: Buffer, *, binary: bool) -> InferRequest:
         """A request of a body that is nothing but the value of the model's one input (:mod:`mesh.oip.raw`)."""
-        return raw_request(ref, await self.metadata(self._view.resolve(ref)), body, binary=binary)
+        try:
+            return raw_request(ref, await self.metadata(self._view.resolve(ref)), body, binary=binary)
+        except Exception as error:
+            self._refused(error)
+            raise
+
+    async def classes(self, body: WireBody, request: InferRequest, identity: ModelIdentity) -> WireBody:
+        """An answer with classes where ``request`` wants them, by their labels (:mod:`mesh.oip.classification`)."""
+        return as_classes(body, request, (await self.metadata(identity)).labels)

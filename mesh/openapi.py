@@ -108,7 +108,7 @@ def _paths() -> Json:
     held = (400, 404, 502, 503, 504)
     ready = _does("whether it serves", _said(_object("ready", ready=FLAG)))
     ready["responses"]["503"] = _said(_object("ready", ready=FLAG))
-    model_ready = _does("whether somebody serves it", _said(_ref("ModelReady")), 404)
+    model_ready = _does("whether somebody serves it", _said(_ref("ModelReady")), 400, 404)
     model_ready["responses"]["503"] = _said(_ref("ModelReady"))
     return (
         {

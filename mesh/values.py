@@ -21,6 +21,8 @@ InstanceState = Literal["LOADING", "BUILDING", "WARMING", "READY", "DRAINING", "
 
 NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 """Names of models, nodes, sites and meshes. Dots are allowed: bus subjects encode them (``subjects``)."""
+VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
+"""As Triton has it: what begins with a zero, or is no number, is no version."""
 
 
 LABELS = "labels."

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from mesh.balancer import resolve
 from mesh.deadline import Deadline
-from mesh.errors import MeshError, ModelNotFound, ModelNotReady, NoReadyInstance
+from mesh.errors import InvalidRequest, MeshError, ModelNotFound, ModelNotReady, NoReadyInstance
 from mesh.messages import ModelLoad, Work
 from mesh.oip.request import InferRequest
 from mesh.oip.statistics import ModelStatistics
 from mesh.oip.wire import WireBody
-from mesh.values import ModelIdentity, ModelMetadata, ModelRef
+from mesh.values import VERSION_PATTERN, ModelIdentity, ModelMetadata, ModelRef
 from mesh.watcher import Watcher
 
 MAX_MEANT = 1024
@@ -79,7 +79,7 @@ class View:
     def resolve(self, ref: ModelRef, digest: str = "") -> ModelIdentity:
         """Which (name, version, digest) a reference means now (DESIGN D15); ``digest`` if the first door did it.
 
-        Raises ``ModelNotFound``.
+        Raises ``ModelNotFound``, or ``InvalidRequest`` for what can be no version.
         """
         if digest:
             return ModelIdentity(ref.name, ref.version, digest)
@@ -91,8 +91,7 @@ class View:
         held = [*((self.node, load) for load in mine), *self.elsewhere(ref.name)]
         identity = resolve(ref, held, None)
         if identity is None:
-            what = f"version {ref.version!r} of model {ref.name!r}" if held else f"model {ref.name!r}"
-            raise ModelNotFound(f"Request for unknown model: {what} is not found")
+            raise _unknown(ref, held=bool(held))
         if not mine:
             if len(self._meant) >= MAX_MEANT:
                 self._meant.clear()
@@ -132,3 +131,12 @@ class View:
         """What the model declares of where its requests may run (``pins``), as its holders say."""
         facts = self.facts(identity)
         return facts.stay if facts is not None else ""
+
+
+def _unknown(ref: ModelRef, *, held: bool) -> MeshError:
+    """Begins with the words that Triton's clients look for."""
+    if ref.version and not VERSION_PATTERN.fullmatch(ref.version):
+        what = f"version string {ref.version!r}: versions are numbers, from 1 on"
+        return InvalidRequest(f"failed to get model version from specified {what}")
+    what = f"version {ref.version!r} of model {ref.name!r}" if held else f"model {ref.name!r}"
+    return ModelNotFound(f"Request for unknown model: {what} is not found")

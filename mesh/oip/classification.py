@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from mesh.errors import InvalidRequest
+from mesh.errors import InvalidRequest, PayloadTooLarge
 from mesh.oip.datatypes import Array, bf16_to_float32
 from mesh.oip.request import InferRequest, RequestedOutput
 from mesh.oip.response import decode_response, encode_response
@@ -21,6 +21,8 @@ from mesh.oip.tensor import Tensor, pack_elements
 from mesh.oip.wire import WireBody, quoted
 
 PARAMETER = "classification"
+MOST = 1 << 16
+"""Classes of one output, of all its rows together: each becomes a text, on the event loop."""
 
 
 def count(parameters: dict[str, Any], what: str) -> int:
@@ -34,7 +36,7 @@ def count(parameters: dict[str, Any], what: str) -> int:
 def classified(tensor: Tensor, wanted: int, labels: Sequence[str] = ()) -> Tensor:
     """BYTES of shape [rows, n], or [n] for an output of one dimension, highest first; n is at most all there are.
 
-    Raises ``InvalidRequest`` for an output that has no values to compare.
+    Raises ``InvalidRequest`` for an output that has no values to compare, ``PayloadTooLarge`` for over ``MOST``.
     """
     if tensor.datatype == "BYTES":
         raise InvalidRequest(f"output {quoted(tensor.name)} holds texts, which cannot be classified")
@@ -43,23 +45,35 @@ def classified(tensor: Tensor, wanted: int, labels: Sequence[str] = ()) -> Tenso
     classes = prod(tensor.shape[1:]) if len(tensor.shape) > 1 else prod(tensor.shape)
     values: Array = array.reshape(rows, classes)
     best = min(wanted, classes)
-    texts = [_text(values[row], index, labels) for row in range(rows) for index in _best(values[row], best)]
+    if rows * best > MOST:
+        raise PayloadTooLarge(
+            f"output {quoted(tensor.name)} has {rows * best} classes to name, over the limit of {MOST}"
+        )
+    texts = [text for row in values for text in _texts(row, best, labels)]
     shape = (rows, best) if len(tensor.shape) > 1 else (best,)
     return Tensor(tensor.name, "BYTES", shape, pack_elements(texts, f"output {quoted(tensor.name)}"))
 
 
-def _best(values: Array, best: int) -> list[int]:
-    """Indices of the highest; of equal ones the first. What is not a number comes last."""
+def _texts(values: Array, best: int, labels: Sequence[str]) -> list[str]:
+    chosen = _best(values, best)
+    shown = "%f:%d" if values.dtype.kind == "f" else "%d:%d"
+    texts = []
+    for value, index in zip(values[chosen].tolist(), chosen.tolist(), strict=True):
+        label = labels[index] if index < len(labels) else ""
+        said = shown % (value, index)
+        texts.append(f"{said}:{label}" if label else said)
+    return texts
+
+
+def _best(values: Array, best: int) -> Array:
+    """Indices of the highest, those first; of equal ones the first. What is not a number comes last."""
     ranked = np.where(np.isnan(values), -np.inf, values) if values.dtype.kind == "f" else values
-    order: list[int] = np.argsort(-ranked.astype(np.float64), kind="stable")[:best].tolist()
-    return order
-
-
-def _text(values: Array, index: int, labels: Sequence[str]) -> str:
-    value = values[index]
-    said = f"{value:f}" if values.dtype.kind == "f" else str(int(value))
-    label = labels[index] if index < len(labels) else ""
-    return f"{said}:{index}:{label}" if label else f"{said}:{index}"
+    within = np.arange(ranked.size)
+    if best < ranked.size:
+        lowest = np.partition(ranked, -best)[-best]
+        within = np.flatnonzero(ranked >= lowest)
+    backwards: Array = within[::-1]  # a stable order of them, read from its end, has the first of equal ones first
+    return backwards[np.argsort(ranked[backwards], kind="stable")][::-1][:best]
 
 
 def values_only(request: InferRequest) -> InferRequest:

@@ -139,6 +139,11 @@ async def test_errors_have_codes_and_say_who_answered(channel: grpc.aio.Channel)
     for broken, code, text in (
         (message(model_name="nothing"), "NOT_FOUND", "Request for unknown model"),
         (message(model_version="9"), "NOT_FOUND", "version"),
+        (
+            message(model_version="nine"),
+            "INVALID_ARGUMENT",
+            "failed to get model version from specified version string",
+        ),
         (without_contents(), "INVALID_ARGUMENT", "INPUT0"),
         (service_pb2.ModelInferRequest(), "INVALID_ARGUMENT", "no inputs"),
     ):

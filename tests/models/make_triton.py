@@ -113,6 +113,11 @@ def write(models: dict[str, tuple[Callable[[], bytes], str]], folder: Path) -> N
         (folder / name / "config.pbtxt").write_text(config)
 
 
+def make(folder: Path) -> None:
+    """All that is in the repository but the Python step."""
+    write(MODELS, folder)
+    (folder / "simple_string" / "model.toml").write_text(WARMUP)
+
+
 if __name__ == "__main__":
-    write(MODELS, FOLDER)
-    (FOLDER / "simple_string" / "model.toml").write_text(WARMUP)
+    make(FOLDER)

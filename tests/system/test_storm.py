@@ -7,9 +7,11 @@ The share of each door is in ``SHARE``; ``STORM`` in the environment multiplies 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -39,6 +41,8 @@ CODES = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "RESOURCE_E
 REFUSALS = frozenset({400, 404, 413, 415, 501})
 REFUSED = frozenset({"invalid_request", "model_not_found", "payload_too_large", "unsupported"})
 WARM = 40
+LOOKS = 40
+GROWTH = {"files": 4, "bytes": 32 << 20}
 
 
 def drawn(door: str) -> settings:
@@ -147,7 +151,7 @@ class Doors:
         return {
             "bytes": sum(process.memory_info().rss for process in family),
             "files": sum(process.num_fds() for process in family),
-            "threads": sum(process.num_threads() for process in family),
+            "threads": sum(threads(process.pid) for process in family),
             "tasks": int(metrics["mesh_tasks"]),
             "in_flight": int(metrics["mesh_requests_in_flight"]),
         }
@@ -159,6 +163,15 @@ class Doors:
             line.split(" ") for line in answer.body.decode().splitlines() if line and "{" not in line and line[0] != "#"
         ]
         return {name: float(value) for name, value in lines}
+
+
+def threads(pid: int) -> int:
+    """All but those of libuv's pool, which is there from the first name that is looked up on, whenever that is."""
+    count = 0
+    for comm in Path(f"/proc/{pid}/task").glob("*/comm"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
+            count += comm.read_text() != "libuv-worker\n"
+    return count
 
 
 @pytest.fixture(scope="module")
@@ -219,12 +232,13 @@ def test_mqtt(doors: Doors, before: dict[str, int], broken: Broken) -> None:
 
 
 def test_nothing_is_left(doors: Doors, before: dict[str, int]) -> None:
-    doors.call(doors.good())
-    after = doors.held()
-    print(dict(doors.refused), before, after)
+    """Connections, probes and reports come and go by clocks of their own: what is left is there at every look."""
     assert set(doors.refused) == set(SHARE)
-    assert after["files"] <= before["files"] + 4  # connections of the bus and of probes come and go
-    assert after["threads"] <= before["threads"]
-    assert after["tasks"] <= before["tasks"]
-    assert after["in_flight"] == 0
-    assert after["bytes"] <= before["bytes"] + (32 << 20)
+    looks = []
+    for _ in range(LOOKS):
+        doors.call(doors.good())
+        looks.append(after := doors.held())
+        if not (grown := {name for name in after if after[name] > before[name] + GROWTH.get(name, 0)}):
+            return
+        time.sleep(0.25)
+    pytest.fail(f"{grown}: {dict(doors.refused)} {before} {looks}")

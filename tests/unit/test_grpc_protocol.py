@@ -104,6 +104,13 @@ def test_typed_contents_come_to_the_same_bytes(datatype: str) -> None:
     assert bytes(read_tensor.data) == bytes(wanted.data)
 
 
+def test_contents_that_hold_nothing_may_stand_beside_raw_ones() -> None:
+    message = theirs(raw_input_contents=[np.array([1, 2], np.int32).tobytes()])
+    message.inputs.add(name="A", datatype="INT32", shape=[2]).contents.SetInParent()
+    assert message.inputs[0].HasField("contents")
+    assert read(message).inputs[0].numpy().tolist() == [1, 2]
+
+
 def test_what_does_not_agree_is_refused() -> None:
     def broken(change: Any, text: str, kind: type[Exception] = InvalidRequest) -> None:
         message = theirs(raw_input_contents=[bytes(8)])

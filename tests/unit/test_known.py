@@ -25,7 +25,7 @@ class Asked:
 
 async def test_labels_are_asked_for_again() -> None:
     now, asked = [100.0], Asked()
-    known = Known(cast("Inquiry", asked), cast("View", None), lambda: now[0])
+    known = Known(cast("Inquiry", asked), cast("View", None), lambda error: None, lambda: now[0])
     for at, times in ((100.0, 1), (100.0 + FRESH_S / 2, 1), (100.0 + FRESH_S, 2), (101.0 + FRESH_S, 2)):
         now[0] = at
         assert (await known.metadata(IDENTITY)).labels == {"Y": [f"asked {times}", "b"]}

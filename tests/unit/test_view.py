@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from mesh.deadline import Deadline
-from mesh.errors import DigestMismatch, Draining, ModelNotFound, ModelNotReady, NodeLost, NoReadyInstance
+from mesh.errors import (
+    DigestMismatch,
+    Draining,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotReady,
+    NodeLost,
+    NoReadyInstance,
+)
 from mesh.hop import Context
 from mesh.messages import ModelLoad
 from mesh.values import ModelMetadata, ModelRef
@@ -53,6 +61,9 @@ async def test_the_highest_version_is_the_default_and_a_missing_one_is_named() -
             here.resolve(version="3")
         with pytest.raises(ModelNotFound, match=r"^Request for unknown model: model 'nope' is not found"):
             here.resolve("nope")
+        for wrong in ("nine", "0", "01", "-1"):
+            with pytest.raises(InvalidRequest, match=rf"^failed to get model version .* version string '{wrong}'"):
+                here.resolve(version=wrong)
 
 
 async def test_what_a_name_means_follows_those_that_hold_it() -> None:
