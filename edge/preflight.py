@@ -109,7 +109,8 @@ def _mib(count: int) -> str:
     return f"{max(count, 0) / MIB:.0f} MiB"
 
 
-class Evictable(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Evictable(Generic[T]):
     """A version that could be unloaded: idle, and READY."""
 
     what: T
