@@ -86,8 +86,9 @@ def _header(name: str, value: str, text: str = HEADER, status: int = 400, *, cod
     return Malformed(name, body, {HEADER: value}, status=frozenset({status}), text=text, codec=codec)
 
 
-def _at(name: str, path: str, text: str = "Request for unknown model") -> Malformed:
-    return Malformed(name, json.dumps(good_json()).encode(), path=path, status=frozenset({404}), text=text, codec=False)
+def _at(name: str, path: str, text: str = "Request for unknown model", status: int = 404) -> Malformed:
+    body = json.dumps(good_json()).encode()
+    return Malformed(name, body, path=path, status=frozenset({status}), text=text, codec=False)
 
 
 def _bytes_input(name: str, data: bytes, text: str, shape: tuple[int, ...] = (2,), status: int = 400) -> Malformed:
@@ -264,7 +265,7 @@ WRONG_BINARY = [
 WRONG_FOR_MODEL = [
     _at("unknown model", "/v2/models/nobody/infer"),
     _at("unknown version", "/v2/models/simple/versions/99/infer"),
-    _at("version a word", "/v2/models/simple/versions/latest/infer"),
+    _at("version a word", "/v2/models/simple/versions/latest/infer", "failed to get model version", 400),
     _at("model with a slash", "/v2/models/a%2Fb/infer", ""),
     _json("input unknown", {"inputs": [ONE, json_input("INPUT9")]}, "INPUT", codec=False),
     _json("input in lower case", {"inputs": [json_input("input0"), json_input("INPUT1")]}, "input0", codec=False),

@@ -42,7 +42,8 @@ REFUSALS = frozenset({400, 404, 413, 415, 501})
 REFUSED = frozenset({"invalid_request", "model_not_found", "payload_too_large", "unsupported"})
 WARM = 40
 LOOKS = 40
-GROWTH = {"files": 4, "bytes": 32 << 20}
+GROWTH = {"files": 4, "tasks": 4, "bytes": 32 << 20}
+"""A neighbour that is met only now is a task and connections; a leak would be hundreds."""
 
 
 def drawn(door: str) -> settings:
