@@ -34,6 +34,7 @@ lint: $(INSTALLED) ## ruff, mypy, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/examples
 	$(BIN)/lint-imports
 
 check: lint test ## everything CI runs: lint, then the tests

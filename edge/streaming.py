@@ -62,6 +62,8 @@ class Going:
     """Whether it was ended early."""
     hang: asyncio.TimerHandle | None = None
     """Fires when it goes on long after that and its deadline."""
+    probe: bool = False
+    """Whether it only asks for an answer, and so says nothing of how long streams last."""
 
 
 class Streams:
@@ -78,8 +80,9 @@ class Streams:
         self.going: set[Going] = set()
 
     async def stream(
-        self, served: Served, inputs: Sequence[RawTensor], outputs: Sequence[str], deadline: Deadline, priority: int
-    ) -> AsyncGenerator[list[RawTensor], None]:
+        self, served: Served, inputs: Sequence[RawTensor], outputs: Sequence[str], deadline: Deadline, priority: int,
+        *, probe: bool = False,
+    ) -> AsyncGenerator[list[RawTensor], None]:  # fmt: skip
         """The answers as they come; closing it ends the run. ``deadline`` is that of the last one.
 
         Raises as ``Executor.infer`` does, before or between answers.
@@ -92,6 +95,7 @@ class Streams:
         try:
             await self._turn(served, deadline, priority)
             going = self._start(served, inputs, outputs, deadline, now)
+            going.probe = probe
             try:
                 async for part in going.parts:
                     self._answered(going)
@@ -104,8 +108,8 @@ class Streams:
             served.in_flight -= 1
 
     def wait_ms(self, served: Served) -> float:
-        """How long a new stream would wait for an instance, behind all that do; 0 until one ended."""
-        if not served.stream_ms or served.running < served.instances:
+        """How long a new stream would wait for an instance, behind all that do."""
+        if served.running < served.instances:
             return 0.0
         return self._ahead_ms(served, sum([waiting.served is served for waiting in self._waiting]))
 
@@ -149,8 +153,6 @@ class Streams:
         if (count := len(self._waiting)) >= self._queue_limit:
             served.tally.queue_full += 1
             raise _refusal(f"{count} streams are waiting on this node", self.wait_ms(served))
-        if not served.stream_ms:
-            return
         ahead = sum([w.served is served and w.rank < waiting.rank for w in self._waiting])
         wait_ms = self._ahead_ms(served, ahead)
         first_ms = wait_ms + served.latency.expected_ms(served.shapes, 1)
@@ -162,8 +164,11 @@ class Streams:
             raise _refusal(f"all {served.instances} instances of model {served.name} stream, {ahead} wait", wait_ms)
 
     def _ahead_ms(self, served: Served, ahead: int) -> float:
-        """Until the next after so many gets an instance, if streams last as long as they do usually."""
-        return (ahead + 1) * served.stream_ms / served.instances
+        """Until the next after so many gets an instance, if streams last as long as they do usually, and those that
+        outlasted that as long again."""
+        now = time.monotonic()
+        youngest_s = min([now - going.started for going in self.going if going.served is served], default=0.0)
+        return (ahead + 1) * max(served.stream_ms, youngest_s * 1e3) / served.instances
 
     def _too_late(self, waiting: _Waiting) -> None:
         if waiting.turn.done():
@@ -228,9 +233,11 @@ class Streams:
         read_to_its_end = not ended.cancelled() and ended.exception() is None
         if read_to_its_end and not going.answers:
             self._learn_first(going)
-        if read_to_its_end or (going.left and going.answers and not going.expired):
-            served.stream_ms += (LEARN if served.stream_ms else 1.0) * (seconds * 1e3 - served.stream_ms)
-            served.tally.ran(1, seconds, going.started, [going])
+        if read_to_its_end or (going.left and going.answers):
+            if not going.probe:
+                served.stream_ms += (LEARN if served.stream_ms else 1.0) * (seconds * 1e3 - served.stream_ms)
+            if not going.expired:
+                served.tally.ran(1, seconds, going.started, [going])
         elif not going.left:
             served.tally.runs_failed += 1
         self._free(served)

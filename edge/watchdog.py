@@ -80,7 +80,8 @@ class Watchdog:
         if instance.loaded is None or not instance.loaded.decoupled:
             await executor.infer(served, inputs, (), deadline, LAST)
             return
-        async with contextlib.aclosing(executor.streams.stream(served, inputs, (), deadline, LAST)) as answers:
+        answers_of = executor.streams.stream
+        async with contextlib.aclosing(answers_of(served, inputs, (), deadline, LAST, probe=True)) as answers:
             await anext(answers, None)
 
 

@@ -28,9 +28,9 @@ def read_trusted(path: str, most_bytes: int) -> tuple[bytes, str]:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise ModelRefused(f"{name} is no regular file")
-            _judge(name, found)
+            _judge(name, found, fd)
             for folder in Path(real).parents:
-                _judge(f"folder {folder.name or '/'}", folder.lstat())
+                _judge(f"folder {folder.name or '/'}", folder.lstat(), folder)
             data = file.read(most_bytes + 1)
     except OSError as error:
         raise ModelRefused(f"{name} cannot be read: {error.strerror}") from None
@@ -39,13 +39,14 @@ def read_trusted(path: str, most_bytes: int) -> tuple[bytes, str]:
     return data, real
 
 
-def _judge(what: str, found: os.stat_result) -> None:
+def _judge(what: str, found: os.stat_result, where: int | Path) -> None:
     mode, user = found.st_mode, os.geteuid()
     if found.st_uid not in (0, user):
         raise ModelRefused(f"{what} belongs to user {found.st_uid}, not to the agent's user {user} or root")
     if stat.S_ISDIR(mode) and mode & stat.S_ISVTX:
         return  # only who owns something in it can take that away
-    others = mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not _is_private(found.st_gid, found.st_uid))
+    private = not mode & stat.S_IWGRP or (_is_private(found.st_gid, found.st_uid) and not _has_acl(where))
+    others = mode & stat.S_IWOTH or not private
     if others:
         raise ModelRefused(f"{what} can be written by others, and code in it would be run: chmod go-w")
 
@@ -57,4 +58,13 @@ def _is_private(group: int, user: int) -> bool:
     except KeyError:
         return False
     alone = set(of_group.gr_mem) <= {of_user.pw_name}
+    alone = alone and all(each.pw_uid == user for each in pwd.getpwall() if each.pw_gid == group)
     return alone and of_user.pw_gid == group and of_group.gr_name == of_user.pw_name
+
+
+def _has_acl(where: int | Path) -> bool:
+    """Whether it names users or groups of its own, whose rights the mode shows as those of its group."""
+    try:
+        return "system.posix_acl_access" in os.listxattr(where)
+    except OSError:  # a file system without
+        return False

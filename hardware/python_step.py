@@ -6,6 +6,7 @@ Code of the repository's owner, and so only for a worker of its own. Not here: w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import itertools
@@ -16,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -47,6 +48,7 @@ _DIRECTORIES = re.compile(r"(?:file:/*|(?<![\w/]))/(?:[^\s'\"/]+/)+")
 _number = itertools.count()
 
 Infer = Callable[[dict[str, Any]], Any]
+T = TypeVar("T")
 
 
 class PythonStep:
@@ -64,7 +66,7 @@ class PythonStep:
         self, inputs: Sequence[RawTensor], outputs: Sequence[str], interrupt: Interrupt | None = None
     ) -> list[RawTensor]:
         names, given = self._asked(inputs, outputs)
-        return self._checked(self._call(lambda: self._infer(given)), names)
+        return self._call(lambda: self._checked(self._infer(given), names))
 
     def stream(self, inputs: Sequence[RawTensor], outputs: Sequence[str]) -> Generator[list[RawTensor], None, None]:
         names, given = self._asked(inputs, outputs)
@@ -74,11 +76,16 @@ class PythonStep:
         sys.modules.pop(self._module.__name__, None)
 
     def _stream(self, names: Sequence[str], given: dict[str, Any]) -> Generator[list[RawTensor], None, None]:
-        answers = self._call(lambda: self._infer(given))
-        end = object()
+        answers: Generator[Any, None, None] = self._call(lambda: self._infer(given))
+
+        def advance() -> list[RawTensor] | None:
+            for answer in answers:
+                return self._checked(answer, names)
+            return None
+
         try:
-            while (answer := self._call(lambda: next(answers, end))) is not end:
-                yield self._checked(answer, names)
+            while (tensors := self._call(advance)) is not None:
+                yield tensors
         finally:
             self._call(answers.close)
 
@@ -89,10 +96,13 @@ class PythonStep:
             raise InvalidInput(f"the model has no output {shown(unknown[0])}")
         return outputs or list(self._outputs), {tensor.name: arrays.owned(tensor) for tensor in inputs}
 
-    def _call(self, step: Callable[[], Any]) -> Any:
-        """Whatever the code raises, be it ``SystemExit``, ends this run and nothing else."""
+    def _call(self, step: Callable[[], T]) -> T:
+        """Whatever the code raises, be it ``SystemExit``, and whatever is wrong with the objects that it answers, ends
+        this run and nothing else."""
         try:
             return step()
+        except RunFailed:  # said already what is wrong
+            raise
         except BaseException as error:  # noqa: BLE001 - not our code
             self._tell(error)
             if isinstance(error, MemoryError):
@@ -105,7 +115,8 @@ class PythonStep:
         place = type(error).__name__, frames[-1].lineno or 0
         if place not in self._told and len(self._told) < MOST_PLACES:
             self._told.add(place)
-            traceback.print_exception(type(error), error, error.__traceback__, limit=-8, file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):  # stderr may be closed; the caller gets the short text
+                traceback.print_exception(type(error), error, error.__traceback__, limit=-8, file=sys.stderr)
 
     def _checked(self, answer: Any, names: Sequence[str]) -> list[RawTensor]:
         if not isinstance(answer, Mapping):
@@ -210,7 +221,7 @@ def _info(what: str, name: Any, value: Any) -> TensorInfo:
 
 
 def _tensor(info: TensorInfo, array: Any) -> RawTensor:
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):  # what is masked has no value
         raise RunFailed(f"the step answered a {type(array).__name__} as output '{info.name}', not a numpy array")
     if not arrays.is_of(array, info.datatype):
         raise RunFailed(f"the step answered output '{info.name}' as {array.dtype}, it is declared {info.datatype}")

@@ -173,6 +173,8 @@ def main() -> None:
     parent, requests_fd, replies_fd, control_fd, input_fd, output_fd, slots, slot_bytes, address_space = map(
         int, sys.argv[1:]
     )
+    for fd in (requests_fd, replies_fd, control_fd, input_fd, output_fd):
+        os.set_inheritable(fd, False)  # what a step starts may outlive this process
     confine(parent, address_space)
     threading.excepthook = _end
     inputs = Arena.attach(input_fd, slots, slot_bytes, writable=False)

@@ -37,6 +37,12 @@ def check_subject(subject: str) -> None:
         raise InvalidRequest(f"{subject!r} is not a subject")
 
 
+def may_answer(reply: str) -> bool:
+    """Whether an answer may go to ``reply``: a subject, and none of the mesh's or the server's own. It is chosen by
+    whoever asks, who need not be allowed to publish all that this node is."""
+    return _SUBJECT.fullmatch(reply) is not None and not reply.startswith(("mesh.", "$"))
+
+
 def check_pattern(pattern: str) -> None:
     """Raises :class:`InvalidRequest` unless ``pattern`` can be subscribed to."""
     if _PATTERN.fullmatch(pattern) is None:

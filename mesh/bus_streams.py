@@ -2,7 +2,8 @@
 
 The caller fetches by request (``subjects.stream``): it is answered as soon as there is a part, with all that are there.
 So the caller sets the pace, nothing is sent that it has no room for, and errors, silence and a lost bus are those of
-any request. Who neither fetches nor says that it is busy for ``IDLE_S`` has left. Not here: the caller's end
+any request. Who neither fetches nor says that it is busy for ``IDLE_S`` has left, whether there is anything to fetch or
+not. Not here: the caller's end
 (``hop_bus``), the subjects (``bus_door``).
 """
 
@@ -49,38 +50,58 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
 class _Stream:
-    """Frames that wait to be fetched; ``moved`` is set by whoever adds or takes one."""
+    """Frames that wait to be fetched."""
 
     def __init__(self) -> None:
         self.said: dict[str, str] = {}
         """Headers of the first answer: where it runs."""
-        self.moved = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self.taken = 0
+        self.over = False
+        """Nothing more is added or can be fetched."""
+        self._loop = asyncio.get_running_loop()
+        self._heard = self._loop.time()
+        self._fetching = 0
+        self._moved = asyncio.Event()
         self._frames: deque[bytes] = deque()
         self._nbytes = 0
 
     async def put(self, frame: bytes) -> None:
-        """Wait for room. Raises ``asyncio.TimeoutError`` when the caller was silent for ``IDLE_S``."""
-        await self.until(lambda: len(self._frames) < WINDOW and self._nbytes < WINDOW_BYTES, IDLE_S)
+        """Wait for room."""
+        await self._until(lambda: len(self._frames) < WINDOW and self._nbytes < WINDOW_BYTES)
         self._frames.append(frame)
         self._nbytes += len(frame)
-        self.moved.set()
+        self._moved.set()
 
     async def fetched(self) -> None:
-        """Raises as :meth:`put` does."""
-        await self.until(lambda: not self._frames, IDLE_S)
+        await self._until(lambda: not self._frames)
 
     async def filled(self, timeout_s: float) -> None:
-        """Wait for a frame; returns without one after ``timeout_s``."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await within(timeout_s, self.until(lambda: bool(self._frames), None))
+        """Wait for a frame, for the caller; returns without one after ``timeout_s``, or once it is over."""
+        self._fetching += 1
+        try:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await within(timeout_s, self._until(lambda: bool(self._frames) or self.over))
+        finally:
+            self._fetching -= 1
+            self.heard()
 
-    async def until(self, reached: Callable[[], bool], timeout_s: float | None) -> None:
-        """Raises ``asyncio.TimeoutError`` when nothing moved for so long."""
+    def heard(self) -> None:
+        """The caller gave a sign."""
+        self._heard = self._loop.time()
+
+    def silent_s(self) -> float:
+        """For how long the caller gave none; while it fetches it is there."""
+        return 0.0 if self._fetching else self._loop.time() - self._heard
+
+    def close(self) -> None:
+        self.over = True
+        self._moved.set()
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
         while not reached():
-            self.moved.clear()
-            await within(timeout_s, self.moved.wait())
+            self._moved.clear()
+            await self._moved.wait()
 
     def take(self, max_bytes: int) -> bytes:
         """All that are there, as far as they fit into ``max_bytes``; the first in any case."""
@@ -89,7 +110,7 @@ class _Stream:
             taken += self._frames.popleft()
             self.taken += 1
         self._nbytes -= len(taken)
-        self.moved.set()
+        self._moved.set()
         return bytes(taken)
 
 
@@ -106,7 +127,10 @@ class BusStreams:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with self._tasks:
-            yield
+            try:
+                yield
+            finally:
+                self.end_all()
 
     def open(self, replies: AsyncGenerator[Reply, None], max_bytes: int, name: str = "") -> str:
         """Keep a stream; the name under which its frames of at most ``max_bytes`` are fetched.
@@ -126,8 +150,10 @@ class BusStreams:
         """Frames, at least one if one comes within ``wait_s``, and headers for them. Raises ``NodeLost``."""
         stream = self._streams.get(name)
         if stream is None:
-            raise NodeLost("the stream is not here any more: it has ended, or nobody fetched from it for too long")
+            raise _not_here()
         await stream.filled(wait_s)
+        if stream.over:
+            raise _not_here()
         number = stream.taken
         said = {} if number else stream.said
         return stream.take(max_bytes), said | {PART: str(number)}
@@ -136,16 +162,19 @@ class BusStreams:
         """The caller is there, and has no room for more yet."""
         stream = self._streams.get(name)
         if stream is not None:
-            stream.moved.set()
+            stream.heard()
 
-    def end(self, name: str) -> None:
-        """The caller has left."""
+    def end(self, name: str) -> bool:
+        """The caller has left; whether there was such a stream."""
         stream = self._streams.pop(name, None)
-        if stream is not None and stream.task is not None:
-            stream.task.cancel()
+        if stream is None or stream.task is None:
+            return False
+        stream.close()
+        stream.task.cancel()
+        return True
 
     def end_all(self) -> None:
-        """The bus is gone, and what was on its way."""
+        """The bus is gone, and what was on its way; or the node is leaving."""
         for name in tuple(self._streams):
             self.end(name)
 
@@ -156,14 +185,28 @@ class BusStreams:
             await asyncio.wait(tasks, timeout=max(timeout_s, 0.0))
 
     async def _fill(self, name: str, stream: _Stream, replies: AsyncGenerator[Reply, None], max_bytes: int) -> None:
+        watching = self._tasks.start(self._watch(name, stream), "watch")
         try:
             await stream.put(await _pump(stream, replies, max_bytes))
             await stream.fetched()
-        except asyncio.TimeoutError:
-            log.debug("nobody fetches from a stream any more, it is ended")
         finally:
+            watching.cancel()
+            stream.close()
             if self._streams.get(name) is stream:
                 del self._streams[name]
+
+    async def _watch(self, name: str, stream: _Stream) -> None:
+        """End it when its caller has left without a word."""
+        left_s = IDLE_S
+        while left_s > 0.0:
+            await asyncio.sleep(left_s)
+            left_s = IDLE_S - stream.silent_s()
+        log.debug("nobody fetches from a stream any more, it is ended")
+        self.end(name)
+
+
+def _not_here() -> NodeLost:
+    return NodeLost("the stream is not here any more: it has ended, or nobody fetched from it for too long")
 
 
 async def _pump(stream: _Stream, replies: AsyncGenerator[Reply, None], max_bytes: int) -> bytes:

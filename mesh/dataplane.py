@@ -28,18 +28,18 @@ from mesh.known import Known
 from mesh.lifecycle import Counted
 from mesh.messages import Load, Report
 from mesh.metrics import Measured
-from mesh.oip.classification import values_only
 from mesh.oip.request import InferRequest, decode_request
 from mesh.oip.statistics import ModelStatistics
 from mesh.oip.wire import Limits, read_length
-from mesh.repositories import Repositories
+from mesh.repositories import CLOSED, Opened, Repositories
 from mesh.repository import ModelRepository
 from mesh.router import Router
+from mesh.sequence_doors import SequenceDoors
 from mesh.sequence_steps import ID, Step
 from mesh.sequencer import Sequencer
 from mesh.settings import SequencesSettings
 from mesh.shared_memory import SharedMemory
-from mesh.shared_tensors import deliver, fetch
+from mesh.shared_tensors import check_stream, fetch
 from mesh.tally import Caller, Requests
 from mesh.trust import Trust
 from mesh.values import ModelIdentity, ModelMetadata, ModelRef, Route
@@ -81,7 +81,7 @@ class Dataplane:
         inquiry: Inquiry,
         shared_memory: bool = False,
         repository: ModelRepository | None = None,
-        repository_open: bool = False,
+        opened: Opened = CLOSED,
         metrics: Callable[[], Iterable[Measured]] = tuple,
     ) -> None:
         self.identity = identity
@@ -93,11 +93,12 @@ class Dataplane:
         """Everything that is measured on this node, as of now."""
         self.requests = Requests(view.held)
         self._inquiry = inquiry
-        self.repositories = Repositories(repository, FleetRepository(view, inquiry), view, opened=repository_open)
-        self.shared_memory = SharedMemory(enabled=shared_memory, max_bytes=limits.max_body_bytes)
+        self.repositories = Repositories(repository, FleetRepository(view, inquiry), view, opened)
+        self.shared_memory = SharedMemory(enabled=shared_memory)
         self._router = router
         self.cascades = Cascades(router.infer, view)
         self.sequencer = Sequencer(router.infer, sequences, idle_s=self._sequence_idle_s)
+        self.steps: Sequencer | SequenceDoors = self.sequencer  # on a bus another door may take them
         self.known = Known(inquiry, view, lambda error: self.requests.failure(None, "application", error))
         self._still_coming = still_coming
         self._deadline_ms = deadline_ms
@@ -135,8 +136,8 @@ class Dataplane:
     @property
     def extensions(self) -> tuple[str, ...]:
         """Of OIP, as the server metadata lists them."""
-        offered = {"model_repository": self.repositories.opened, "system_shared_memory": self.shared_memory.enabled}
-        return (*EXTENSIONS, *(name for name, is_offered in offered.items() if is_offered))
+        given = {"model_repository": self.repositories.opened.doors, "system_shared_memory": self.shared_memory.enabled}
+        return (*EXTENSIONS, *(name for name, is_given in given.items() if is_given))
 
     def repository(self, *, change: bool) -> ModelRepository:
         """For applications (:class:`mesh.repositories.Repositories`)."""
@@ -169,10 +170,11 @@ class Dataplane:
             digest = hop_headers.get(hop.DIGEST, "") if hop_headers is not None else ""
             identity = self.view.resolve(ModelRef(request.model, request.version), digest)
             context = self._context(request, identity, arrived, hop_headers)
-            asked, request = request, fetch(request, self.shared_memory, self.limits, hop_headers)
-            reply = await self._route(request, identity, context)
-            if asked is not request:
-                reply.body = deliver(reply.body, asked, self.shared_memory)
+            with self._counted(context):
+                request, shared = await fetch(request, self.shared_memory, self.limits, hop_headers)
+                reply = await self._route(request, identity, context)
+                if shared is not None:
+                    reply.body = await shared.deliver(reply.body)
         except BaseException as error:
             self._failed(error, identity, caller, want_load=want_load)
             raise
@@ -196,15 +198,15 @@ class Dataplane:
             digest = hop_headers.get(hop.DIGEST, "") if hop_headers is not None else ""
             identity = self.view.resolve(ModelRef(request.model, request.version), digest)
             context = self._context(request, identity, arrived, hop_headers, streams=True)
-            asked, request = request, fetch(request, self.shared_memory, self.limits, hop_headers)
-            values = values_only(request)
+            check_stream(request)
             with self._counted(context):
-                async with contextlib.aclosing(self._router.stream(values, identity, context)) as replies:
+                request, _ = await fetch(request, self.shared_memory, self.limits, hop_headers)
+                async with (
+                    self.known.classes(request, identity, context.deadline) as (values, named),
+                    contextlib.aclosing(self._router.stream(values, identity, context)) as replies,
+                ):
                     async for each in replies:
-                        if values is not request:
-                            each.body = await self.known.classes(each.body, request, identity)
-                        if asked is not request:
-                            each.body = deliver(each.body, asked, self.shared_memory)
+                        each.body = await named(each.body)
                         if want_load and reply is None:
                             self._telling(each, identity, time.monotonic() - arrived)
                         reply = each
@@ -236,27 +238,25 @@ class Dataplane:
 
     def load(self, identity: ModelIdentity | None) -> Load | None:
         """How busy this node is, seen from a model, None being one that nobody knows; None where it runs no models."""
-        local = self.view.local
-        if local is None:
+        if (local := self.view.local) is None:
             return None
         return self._reporter.load(None if identity is None else local.load(identity))
 
     async def _route(self, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
-        with self._counted(context):
-            if context.hops or not request.outputs or (values := values_only(request)) is request:
-                return await self._go(request, identity, context)
+        if context.hops or not request.outputs:
+            return await self._go(request, identity, context)
+        async with self.known.classes(request, identity, context.deadline) as (values, named):
             reply = await self._go(values, identity, context)
-            reply.body = await self.known.classes(reply.body, request, identity)
+            reply.body = await named(reply.body)
             return reply
 
     async def _go(self, request: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
         if ID in request.parameters and context.hops == 0 and (step := self._step(request, identity)) is not None:
-            return await self.sequencer.infer(request, identity, context, step)
+            return await self.steps.infer(request, identity, context, step)
         return await self.cascades.infer(request, identity, context)
 
     def _sequence_idle_s(self, identity: ModelIdentity) -> float:
-        facts = self.view.facts(identity)
-        return facts.idle_s if facts is not None else 0.0
+        return facts.idle_s if (facts := self.view.facts(identity)) is not None else 0.0
 
     def _step(self, request: InferRequest, identity: ModelIdentity) -> Step | None:
         """None where the model keeps nothing between requests. Raises ``InvalidRequest``."""

@@ -14,7 +14,7 @@ from mesh.deadline import Deadline
 from mesh.doors import asked
 from mesh.errors import NodeUnreachable
 from mesh.hop import Context, Question, Reply, Target
-from mesh.hop_bus import ask, lower, stream
+from mesh.hop_bus import ask_or_leave, lower, stream
 from mesh.oip.request import InferRequest
 from mesh.values import ModelIdentity, ModelRef
 
@@ -40,7 +40,8 @@ class RouterHop:
         headers = {} if body.header_length is None else {hop.HEADER_LENGTH: str(body.header_length)}
         if identity.version:
             headers[hop.VERSION] = identity.version
-        answers = stream(self._bus, subjects.model_infer(identity.name), body.joined(), headers, context.deadline)
+        subject, left = subjects.model_infer(identity.name), subjects.left()
+        answers = stream(self._bus, subject, body.joined(), headers, context.deadline, left)
         async with contextlib.aclosing(answers):
             async for answered, part in answers:
                 yield hop.stream_reply(part, answered, hop.route_of(answered))
@@ -55,7 +56,8 @@ class RouterHop:
         if identity.version:
             headers[hop.VERSION] = identity.version
         try:
-            answer = await ask(self._bus, subjects.model_infer(identity.name), payload, headers, deadline)
+            subject, left = subjects.model_infer(identity.name), subjects.left()
+            answer = await ask_or_leave(self._bus, subject, payload, headers, deadline, left)
         except NodeUnreachable:
             raise NodeUnreachable("no router listens on the bus: start one with mesh-cloud run") from None
         return answer.payload, lower(answer.headers)

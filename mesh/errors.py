@@ -181,11 +181,15 @@ BY_CODE: dict[str, type[MeshError]] = {cls.code: cls for cls in reversed(_tree(M
 """Every code of the tree, for rebuilding an error that crossed a hop."""
 
 
+_BY_STATUS = (
+    InvalidRequest, PayloadTooLarge, NotFound, Overloaded, Unsupported, ProtocolError, Unavailable, DeadlineExceeded,
+)  # fmt: skip
+"""What a status says by itself: of a plain OIP server, or of a proxy before a door."""
+
+
 def from_wire(code: str, text: str, status: int = 500, retry_after_s: float | None = None) -> MeshError:
     """Rebuild the error another node answered with; an unknown code falls back to its status class."""
     cls = BY_CODE.get(code)
     if cls is None:
-        cls = next((c for c in (InvalidRequest, NotFound, Unavailable, Overloaded) if c.status == status), Internal)
-        if cls is Internal and 400 <= status < 500:
-            cls = InvalidRequest
+        cls = next((c for c in _BY_STATUS if c.status == status), InvalidRequest if 400 <= status < 500 else Internal)
     return cls(text, retry_after_s=retry_after_s)

@@ -93,17 +93,20 @@ class Forwarding:
         context = msgspec.structs.replace(context, deadline=attempt.deadline(context.deadline))
         transfer = self._sent(attempt, identity, started)
         try:
-            async with contextlib.aclosing(way.hop.stream(way.target, request, identity, context, up_ms)) as replies:
-                while True:
-                    with self._under_way.to(node):
-                        reply = await anext(replies, None)
-                    if reply is None:
-                        break
-                    if not begun:
-                        self._answered(attempt, identity, transfer, reply, started)
-                        begun = True
-                    reply.node = reply.node or node
-                    yield reply
+            replies = way.hop.stream(way.target, request, identity, context, up_ms)
+            with self._under_way.stream(node) as sent:
+                async with contextlib.aclosing(replies):
+                    while True:
+                        sent.check()
+                        with sent.one():
+                            reply = await anext(replies, None)
+                        if reply is None:
+                            break
+                        if not begun:
+                            self._answered(attempt, identity, transfer, reply, started)
+                            begun = True
+                        reply.node = reply.node or node
+                        yield reply
             self._unanswered(attempt, transfer)
         except (ModelNotFound, *LOST) as error:
             self._unanswered(attempt, transfer)
@@ -130,6 +133,8 @@ class Forwarding:
         assert way.link is not None  # noqa: S101 - as above
         way.link.answered(transfer, reply.body.nbytes, (now - started) * 1e3, reply.time_ms, now)
         self._outlook.wire(way.slot, now)
+        if way.door is None:
+            self._view.watcher.answered_on_bus(node)
         if reply.load is not None and reply.node in ("", node):
             self._view.watcher.observe(node, reply.load, identity)
         reply.node = reply.node or node

@@ -20,6 +20,9 @@ from mesh.grpc_health import Health, reflection
 from mesh.grpc_stream import METHOD, Stream
 from mesh.settings import GrpcSettings
 
+PING_AFTER_S, PING_S = 15.0, 15.0
+"""Seconds without a sign from a caller whose calls go on until it is asked whether it is there, and that it has to
+answer: a box that lost its power closes no connection, and a silent stream sends it nothing."""
 CLOSE_S = 1.0
 """Longest that what is left after the grace may take to be gone."""
 
@@ -41,6 +44,10 @@ class GrpcServer:
             ("grpc.max_receive_message_length", self._max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_time_ms", int(PING_AFTER_S * 1e3)),
+            ("grpc.keepalive_timeout_ms", int(PING_S * 1e3)),
+            ("grpc.http2.ping_timeout_ms", int(PING_S * 1e3)),  # which of the two counts depends on its version
+            ("grpc.http2.max_pings_without_data", 0),
         ]
         self._server = grpc.aio.server(handlers=[_Calls(self._handlers())], options=options)
         host, _ = parse(self._listen)

@@ -53,6 +53,8 @@ CHALLENGE = "mesh-challenge"
 """A probe's nonce; its answer proves itself under the two names below (``trust``)."""
 PROOF_SITE = "mesh-proof-site"
 PROOF_BUS = "mesh-proof-bus"
+HANDED = "mesh-handed"
+"""Said by a node's own door to itself: another one handed this on (:attr:`Context.handed`)."""
 OP = "mesh-op"
 """Bus only: "infer" (default), "stream" or a :data:`Question`."""
 
@@ -76,6 +78,8 @@ class Context(msgspec.Struct):
     """The only node that may run it, which holds its sequence; empty for any."""
     avoid: tuple[str, ...] = ()
     """Nodes that could not go on with its sequence just now."""
+    handed: bool = False
+    """Another door handed it on, for this one holds its sequence; it goes to no third one."""
 
     @property
     def caller(self) -> str:
@@ -194,7 +198,7 @@ def read_context(headers: Mapping[str, str], deadline: Deadline) -> Context:
             deadline = deadline.with_recall(max(_number(recall), 0.0))
         visited = tuple(v for v in headers.get(VISITED, "").split(",") if v)
         hops, digest = max(int(headers.get(HOPS, "0")), 0), headers.get(DIGEST, "")
-        return Context(deadline, hops, visited[-MAX_VISITED:], digest, read_load(headers))
+        return Context(deadline, hops, visited[-MAX_VISITED:], digest, read_load(headers), handed=HANDED in headers)
     except ValueError:
         raise InvalidRequest("a Mesh-* header of the hop is not a number") from None
 

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
 
-from mesh import hop, subjects
+from mesh import bus_changes, hop, subjects
 from mesh.bus import Bus, BusMessage
 from mesh.bus_streams import END, FETCH, FETCH_S, KEEP, KEEP_S, NAME, PART, STREAM
 from mesh.deadline import Deadline
@@ -21,13 +21,14 @@ from mesh.hop import Context, OwnLoad, Question, Reply, Target, no_load
 from mesh.oip.parts import Frames
 from mesh.oip.request import InferRequest
 from mesh.oip.wire import WireBody
+from mesh.trust import Trust
 from mesh.values import ModelIdentity, ModelRef
 
 ERROR_TEXT = "Nats-Service-Error"
 ERROR_STATUS = "Nats-Service-Error-Code"
 RETRY_AFTER = "Retry-After"
 REQUEST = "mesh-request"
-"""Name of a request, which nobody else can guess: by it the caller may call it off (``subjects.cancel``)."""
+"""Name of a request, which nobody else can guess: by it the caller may call it off (``subjects.cancel``, ``left``)."""
 SILENT_S = 5.0
 """So long after it should have answered a fetch, a node is gone."""
 
@@ -35,24 +36,19 @@ SILENT_S = 5.0
 class BusHop:
     """``mesh.hop.Hop`` over the tensor connection of this process. With every hop goes the ``load`` of this node."""
 
-    def __init__(self, bus: Bus, node: str, load: OwnLoad = no_load) -> None:
+    def __init__(self, bus: Bus, node: str, load: OwnLoad = no_load, trust: Trust | None = None) -> None:
         self._bus = bus
         self._node = node
         self._load = load
+        self._trust = trust
 
     async def infer(
         self, target: Target, request: InferRequest, identity: ModelIdentity, context: Context, up_ms: float
     ) -> Reply:
         headers = hop.request_headers(request, identity, context, self._node, up_ms, self._load(identity))
         headers[hop.MODEL], headers[hop.VERSION] = identity.name, identity.version
-        headers[REQUEST] = name = secrets.token_hex(16)
-        try:
-            subject = subjects.infer(target.site, target.node)
-            answer = await ask(self._bus, subject, request.body().joined(), headers, context.deadline)
-        except asyncio.CancelledError:
-            with contextlib.suppress(BusUnavailable):
-                await self._bus.publish(subjects.cancel(target.site, target.node), b"", {REQUEST: name})
-            raise
+        subject, cancel = subjects.infer(target.site, target.node), subjects.cancel(target.site, target.node)
+        answer = await ask_or_leave(self._bus, subject, request.body().joined(), headers, context.deadline, cancel)
         return hop.read_reply(answer.payload, lower(answer.headers), target.route)
 
     async def stream(
@@ -67,18 +63,26 @@ class BusHop:
                 yield hop.stream_reply(body, answered, target.route)
 
     async def ask(self, target: Target, what: Question, ref: ModelRef, deadline: Deadline, body: bytes = b"") -> bytes:
-        """What changes the node goes to its control subject, which a bus with users opens to few."""
+        """What changes the node goes to its control subject, proven by the site key where there is one."""
         headers = {hop.OP: what, hop.MODEL: ref.name, hop.VERSION: ref.version, hop.HOPS: "1"}
-        subject = subjects.control if what in hop.CHANGES else subjects.infer
-        return (await ask(self._bus, subject(target.site, target.node), body, headers, deadline)).payload
+        if what not in hop.CHANGES:
+            subject = subjects.infer(target.site, target.node)
+            return (await ask(self._bus, subject, body, headers, deadline)).payload
+        subject = subjects.control(target.site, target.node)
+        if self._trust is not None and self._trust.fingerprint:
+            given = await ask(self._bus, subject, b"", {hop.OP: bus_changes.ASK}, deadline)
+            challenge = lower(given.headers).get(hop.CHALLENGE, "")
+            headers |= bus_changes.proof(self._trust, target.node, challenge, what, ref.name, body)
+        return (await ask(self._bus, subject, body, headers, deadline)).payload
 
 
 async def stream(
-    bus: Bus, subject: str, payload: bytes, headers: dict[str, str], deadline: Deadline, fetch: str = ""
+    bus: Bus, subject: str, payload: bytes, headers: dict[str, str], deadline: Deadline, fetch: str
 ) -> AsyncGenerator[tuple[dict[str, str], WireBody], None]:
     """Ask for a stream and fetch it: each answer with the headers it began with, the load only beside the first.
 
-    ``fetch`` is where it will be fetched, as far as that is known before. Raises as :func:`ask`, and what it ends with.
+    ``fetch`` is where it will be fetched, as far as that is known before; else where it is called off until then.
+    Raises as :func:`ask`, and what it ends with.
     """
     fetching = _Fetching(bus, fetch, deadline)
     async with contextlib.aclosing(fetching):
@@ -163,10 +167,25 @@ class _Fetching:
         tasks = [task for task in (self._coming, self._keeping) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._fetch and not self._frames.ended:
-            with contextlib.suppress(BusUnavailable):
-                await self._bus.publish(self._fetch, b"", self._name | {hop.OP: END})
+        try:  # first, for whoever closes this may be cancelled meanwhile
+            if self._fetch and not self._frames.ended:
+                with contextlib.suppress(BusUnavailable):
+                    await self._bus.publish(self._fetch, b"", self._name | {hop.OP: END})
+        finally:
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def ask_or_leave(
+    bus: Bus, subject: str, payload: bytes, headers: Mapping[str, str], deadline: Deadline, leave: str
+) -> BusMessage:
+    """As :func:`ask`; whoever is cancelled meanwhile says so on the subject ``leave``."""
+    name = {REQUEST: secrets.token_hex(16)}
+    try:
+        return await ask(bus, subject, payload, {**headers, **name}, deadline)
+    except asyncio.CancelledError:
+        with contextlib.suppress(BusUnavailable):
+            await bus.publish(leave, b"", name)
+        raise
 
 
 async def ask(bus: Bus, subject: str, payload: bytes, headers: Mapping[str, str], deadline: Deadline) -> BusMessage:

@@ -71,6 +71,7 @@ class HttpClient:
         self._connect_s = connect_timeout_s
         self._agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self._reading: set[aiohttp.ClientResponse] = set()
 
     async def __aenter__(self) -> HttpClient:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0)
@@ -82,6 +83,8 @@ class HttpClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        for answer in self._reading:  # aiohttp forgets them when it closes, and whoever reads would wait on
+            answer.content.set_exception(aiohttp.ClientConnectionError("closed"))
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -213,7 +216,11 @@ class HttpClient:
             async with self._session.request(
                 method, f"http://{address}{path}", headers=headers, data=data, timeout=timeout, allow_redirects=False
             ) as answer:
-                yield answer, {k.lower(): v for k, v in answer.headers.items()}
+                self._reading.add(answer)
+                try:
+                    yield answer, {k.lower(): v for k, v in answer.headers.items()}
+                finally:
+                    self._reading.discard(answer)
         except aiohttp.ConnectionTimeoutError:
             raise NodeUnreachable(f"the door at {address} does not take the connection") from None
         except asyncio.TimeoutError:

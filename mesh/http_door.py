@@ -78,7 +78,8 @@ class HttpDoor:
         headers, limit = request.head.headers, self._dataplane.limits.max_body_bytes
         body = request.body
         if (encoding := headers.get(b"content-encoding")) is not None:
-            body = await http_content.plain(body, encoding.decode("latin-1").strip().lower(), limit)
+            with self._dataplane.requests.refusing():
+                body = await http_content.plain(body, encoding.decode("latin-1").strip().lower(), limit)
         if headers.get(_HEADER_LENGTH) == b"0":
             return await self._dataplane.known.raw(ref, body, binary=True)
         return self._dataplane.decode(ref, body, headers.get(_HEADER_LENGTH))
@@ -91,12 +92,17 @@ class HttpDoor:
         if not framed:
             http_stream.as_json(asked)
         replies = self._dataplane.stream(asked, arrived, self._proven(headers), want_load=_WANT in headers)
-        first, replies = await http_stream.begun(replies)
+        first: Reply | None
+        if framed:
+            first, answers = await http_stream.begun(replies)
+            pieces = http_stream.frames(answers)
+        else:
+            first, coming = await http_stream.begun(http_stream.kept_alive(replies))
+            pieces = http_stream.events(coming)
         said = {"content-type": CONTENT_TYPE if framed else http_stream.EVENTS, "cache-control": "no-store"}
         if first is not None:
             said |= hop.reply_headers(first, want_load=_WANT in headers) | hop.cascade_headers(first)
             said.pop(hop.HEADER_LENGTH, None)
-        pieces = http_stream.frames(replies) if framed else http_stream.events(replies)
         return Answer(200, _lines(said), (), pieces)
 
     def _proven(self, headers: Headers) -> dict[str, str] | None:

@@ -20,7 +20,8 @@ MAX_CACHED_HEAD = 2048
 """A head of many short lines takes thirty times its size when parsed: the two bound what anybody can make us keep."""
 MAX_OFFSET_DIGITS = 15
 REASONS = {
-    200: b"OK", 400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 409: b"Conflict",
+    200: b"OK", 307: b"Temporary Redirect",
+    400: b"Bad Request", 404: b"Not Found", 405: b"Method Not Allowed", 409: b"Conflict",
     413: b"Content Too Large", 415: b"Unsupported Media Type",
     422: b"Unprocessable Content", 429: b"Too Many Requests", 500: b"Internal Server Error",
     501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",

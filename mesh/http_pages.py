@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,8 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mesh import fleet, hop, openapi
-from mesh.dataplane import Dataplane, unexpected
-from mesh.errors import MeshError
+from mesh.dataplane import Dataplane
 from mesh.messages import encode_report
 from mesh.metrics import CONTENT_TYPE, Snapshot
 from mesh.oip.documents import (
@@ -34,10 +32,10 @@ Page = Callable[[Request], Awaitable[Response]]
 
 
 def pages(dataplane: Dataplane) -> Starlette:
-    """The application behind the door's fast path."""
-    handlers: Any = {MeshError: _on_mesh_error, HTTPException: _on_http_error, Exception: _on_unexpected}
+    """The application behind the door's fast path, which answers for the errors that its pages raise."""
     return Starlette(
-        routes=[*triton_routes(dataplane), *_protocol(dataplane), *_mesh(dataplane)], exception_handlers=handlers
+        routes=[*triton_routes(dataplane), *_protocol(dataplane), *_mesh(dataplane)],
+        exception_handlers={HTTPException: _on_http_error},
     )
 
 
@@ -106,17 +104,8 @@ def _mesh(dataplane: Dataplane) -> list[Route]:
     ]
 
 
-async def _on_mesh_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, MeshError)  # noqa: S101 - Starlette looks handlers up by class
-    return as_json(encode_error(error.text), error.status, {hop.ERROR: error.code})
-
-
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - Starlette looks handlers up by class
     text = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for {request.url.path}"}
     headers = dict(error.headers or {})
     return as_json(encode_error(text.get(error.status_code, error.detail)), error.status_code, headers)
-
-
-async def _on_unexpected(request: Request, _: Exception) -> Response:
-    return await _on_mesh_error(request, unexpected(request.url.path))

@@ -26,6 +26,9 @@ STALL_S = 30.0
 LINGER_S = 2.0
 """Time a caller has to read its last answer and close."""
 SWEEP_S = 1.0
+PROBE_AFTER_S, PROBE_S, PROBES = 15, 5, 3
+"""Seconds without a sign from the other end until the kernel asks whether it is there, seconds between two such
+questions, and how many: a box that lost its power closes no connection, and a silent stream sends it nothing."""
 
 
 class HttpServer:
@@ -118,6 +121,10 @@ def _bind(listen: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections have it from here
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_AFTER_S)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_S)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
     try:
         bound.bind((host, port))
         bound.listen(BACKLOG)

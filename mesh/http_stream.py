@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from typing import TypeVar
 
 import msgspec
 
@@ -20,9 +21,11 @@ from mesh.oip.documents import encode_error
 from mesh.oip.request import InferRequest
 from mesh.oip.wire import Buffer
 
+T = TypeVar("T")
+
 EVENTS = "text/event-stream"
 SILENCE_S = 15.0
-"""After so long without an event a comment is sent, for proxies cut what is silent."""
+"""After so long without an event, the first one too, a comment is sent, for proxies cut what is silent."""
 ALIVE = b": waiting\n\n"
 
 
@@ -47,11 +50,11 @@ async def frames(replies: AsyncGenerator[Reply, None]) -> AsyncGenerator[Buffer,
             yield parts.error_frame(unexpected("a stream"))
 
 
-async def events(replies: AsyncGenerator[Reply, None]) -> AsyncGenerator[Buffer, None]:
-    """As :func:`frames`, as ``data:`` lines; an error is an event ``error``."""
-    async with contextlib.aclosing(replies), contextlib.aclosing(_kept_alive(replies)) as coming:
+async def events(replies: AsyncGenerator[Reply | None, None]) -> AsyncGenerator[Buffer, None]:
+    """As :func:`frames`, of what is :func:`kept_alive`, as ``data:`` lines; an error is an event ``error``."""
+    async with contextlib.aclosing(replies):
         try:
-            async for reply in coming:
+            async for reply in replies:
                 yield ALIVE if reply is None else b"data: " + reply.body.joined() + b"\n\n"
         except MeshError as error:
             yield _failed(error)
@@ -63,32 +66,36 @@ def _failed(error: MeshError) -> bytes:
     return b"event: error\ndata: " + encode_error(error.text) + b"\n\n"
 
 
-async def _kept_alive(replies: AsyncIterator[Reply]) -> AsyncGenerator[Reply | None, None]:
-    """None for each while in which nothing came."""
-    while True:
-        coming = asyncio.ensure_future(anext(replies, None))
-        try:
-            while not (await asyncio.wait([coming], timeout=SILENCE_S))[0]:
-                yield None
-        finally:
-            if not coming.done():
+async def kept_alive(replies: AsyncGenerator[Reply, None]) -> AsyncGenerator[Reply | None, None]:
+    """The same, and None for each while in which nothing came."""
+    async with contextlib.aclosing(replies):
+        while True:
+            coming = asyncio.ensure_future(anext(replies, None))
+            try:
+                while not (await asyncio.wait([coming], timeout=SILENCE_S))[0]:
+                    yield None
+            except BaseException:  # the caller has left
                 coming.cancel()
                 await asyncio.gather(coming, return_exceptions=True)
-        reply = coming.result()
-        if reply is None:
-            return
-        yield reply
+                raise
+            reply = coming.result()
+            if reply is None:
+                return
+            yield reply
 
 
-async def begun(replies: AsyncGenerator[Reply, None]) -> tuple[Reply | None, AsyncGenerator[Reply, None]]:
+async def begun(replies: AsyncGenerator[T, None]) -> tuple[T | None, AsyncGenerator[T, None]]:
     """Wait for the first answer, so that an error before it is an ordinary one; it, and all answers."""
-    first = await anext(replies, None)
+    found: list[T] = []
+    async for reply in replies:
+        found.append(reply)
+        break
 
-    async def every() -> AsyncGenerator[Reply, None]:
+    async def every() -> AsyncGenerator[T, None]:
         async with contextlib.aclosing(replies):
-            if first is not None:
-                yield first
+            while found:
+                yield found.pop()
             async for reply in replies:
                 yield reply
 
-    return first, every()
+    return (found[0] if found else None), every()

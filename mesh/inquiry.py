@@ -18,6 +18,7 @@ from mesh.errors import MeshError, ModelNotFound, ModelNotReady, NodeUnreachable
 from mesh.hop import Context, Question
 from mesh.oip.documents import decode_model_metadata
 from mesh.oip.statistics import ModelStatistics, decode_statistics, merged
+from mesh.under_way import UnderWay
 from mesh.values import ModelIdentity, ModelMetadata, ModelRef
 from mesh.view import LocalModels, View
 from mesh.ways import NodeWays
@@ -30,11 +31,16 @@ ASKED_MS = 2_000.0
 
 
 class Inquiry:
-    """Of what is held here nobody else is asked; a request that another door passed on is never passed on again."""
+    """Of what is held here nobody else is asked; a request that another door passed on is never passed on again.
+
+    A node that is lost meanwhile is not waited for: loading may take minutes, and a box without power closes nothing.
+    """
 
     def __init__(self, view: View, ways: NodeWays) -> None:
         self._view = view
         self._ways = ways
+        self._under_way = UnderWay()
+        view.watcher.on_change(self._under_way.on_change)
 
     async def metadata(self, identity: ModelIdentity, context: Context) -> ModelMetadata:
         """From here, else of the first holder that answers."""
@@ -58,8 +64,8 @@ class Inquiry:
         """Of the versions that ``ref`` means: counted here where they are held here, else added up over the nodes that
         hold them. None is all models: of this node, or of the whole mesh where it holds none itself.
 
-        A node that does not answer in time is left out, and named in the log. Raises ``ModelNotFound``, or the error of
-        the nodes if none of them answers.
+        A node that does not answer in time, or no statistics, is left out, and named in the log. Raises
+        ``ModelNotFound``, or the error of the nodes if none of them answers.
         """
         local = self._view.local
         if local is not None and (hops > 0 or ref is None or _holds(local, ref)):
@@ -75,12 +81,12 @@ class Inquiry:
         failed: list[MeshError] = []
         answers = await self.each(nodes, "statistics", ref or EVERYTHING, Deadline.after_ms(ASKED_MS))
         for node, answer in answers.items():
-            if isinstance(answer, MeshError):
-                log.log(logging.DEBUG if isinstance(answer, ModelNotFound) else logging.WARNING,
-                        "the statistics lack node %s: %s", node, answer.text)  # fmt: skip
-                failed.append(answer)
-            else:
-                found += decode_statistics(answer)
+            try:
+                found += _statistics(answer)
+            except MeshError as error:  # noqa: PERF203 - a round is a node
+                log.log(logging.DEBUG if isinstance(error, ModelNotFound) else logging.WARNING,
+                        "the statistics lack node %s: %s", node, error.text)  # fmt: skip
+                failed.append(error)
         if failed and len(failed) == len(answers):
             raise failed[0]
         return merged(found)
@@ -127,7 +133,14 @@ class Inquiry:
         way = self._ways.to(node)
         if way is None or way.hop is None:
             raise NodeUnreachable(f"node {node} has no door that answers here, and no bus leads to it")
-        return await way.hop.ask(way.target, what, ref, deadline, body)
+        with self._under_way.to(node):
+            return await way.hop.ask(way.target, what, ref, deadline, body)
+
+
+def _statistics(answer: bytes | MeshError) -> list[ModelStatistics]:
+    if isinstance(answer, MeshError):
+        raise answer
+    return decode_statistics(answer)
 
 
 def _holds(local: LocalModels, ref: ModelRef) -> bool:

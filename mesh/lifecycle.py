@@ -106,6 +106,55 @@ class Counted:
             await self._none.wait()
 
 
+class Endable(Counted):
+    """Counts what callers wait for, and can end it: each of them gets an error of ``ended``.
+
+    By cancelling the task from outside, as ``asyncio.timeout`` does: once, so that what it cleans up may wait, and
+    without a task for each wait, which would cost too much. A task waits for one thing at a time.
+    """
+
+    def __init__(self, ended: Callable[[], Exception]) -> None:
+        super().__init__()
+        self._ended = ended
+        self._tasks: dict[asyncio.Task[Any], bool] = {}
+        """And whether it was told."""
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Inside, the current task waits."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - coroutines run in tasks
+        self._tasks[task] = False
+        told, others = False, 0
+        try:
+            with super().one():
+                try:
+                    yield
+                finally:
+                    told = self._tasks.pop(task)
+                    others = _uncancelled(task) if told else 0
+        except asyncio.CancelledError:
+            if not told or others:
+                raise
+            raise self._ended() from None
+
+    def tell(self) -> None:
+        """End what all of them wait for."""
+        for task, told in self._tasks.items():
+            self._tasks[task] = told or task.cancel()
+
+    async def end(self) -> None:
+        """As :meth:`tell`; returns once nobody waits any more."""
+        self.tell()
+        await self._until_none()
+
+
+def _uncancelled(task: asyncio.Task[Any]) -> int:
+    """Take our cancellation back; how many others there are (Python 3.10 cannot tell)."""
+    uncancel = getattr(task, "uncancel", None)
+    return uncancel() if uncancel is not None else 0
+
+
 def keep_large_buffers() -> None:
     """Have glibc reuse the memory of request bodies instead of giving it back to the kernel after each.
 

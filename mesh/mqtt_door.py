@@ -20,11 +20,12 @@ from mesh.bus import Bus, BusMessage, Subscription
 from mesh.dataplane import Dataplane, unexpected
 from mesh.errors import BusUnavailable, MeshError, Overloaded, PayloadTooLarge
 from mesh.http_stream import as_json
+from mesh.lifecycle import Counted
 from mesh.mqtt_topics import Asked
 from mesh.oip.request import InferRequest
-from mesh.sequence_doors import SequenceDoors
 from mesh.sequence_steps import CLIENT, ID
 from mesh.settings import MqttSettings
+from mesh.shared_tensors import check_none
 from mesh.values import ModelRef
 
 log = logging.getLogger(__name__)
@@ -46,15 +47,13 @@ class _Refused(msgspec.Struct, omit_defaults=True):
 
 
 class MqttDoor:
-    def __init__(
-        self, dataplane: Dataplane, bus: Bus, settings: MqttSettings, sequences: SequenceDoors | None = None
-    ) -> None:
+    def __init__(self, dataplane: Dataplane, bus: Bus, settings: MqttSettings) -> None:
         self._dataplane = dataplane
         self._bus = bus
         self._settings = settings
-        self._sequences = sequences
         self._subscription: Subscription | None = None
-        self._requests = self._bytes = 0
+        self._open = Counted()
+        self._bytes = 0
 
     @contextlib.asynccontextmanager
     async def serving(self, site: str) -> AsyncIterator[None]:
@@ -72,18 +71,24 @@ class MqttDoor:
         if subscription is not None:
             await subscription.unsubscribe()
 
+    async def finished(self, timeout_s: float) -> None:
+        """Wait until what was asked is answered, at most for ``timeout_s``."""
+        await self._open.idle(timeout_s)
+
     async def _on_message(self, message: BusMessage) -> None:
+        arrived, refusing = time.monotonic(), self._dataplane.requests.refusing
         to, asked = mqtt_topics.errors(message.subject), None
         try:
-            asked = mqtt_topics.read(message.subject)
+            with refusing():
+                asked = mqtt_topics.read(message.subject)
             to = asked.result
             with self._taken(len(message.payload)):
                 request = await self._request(asked, message.payload)
-                if (topic := request.parameters.pop(RESULT, None)) is not None:
-                    to = mqtt_topics.chosen(topic, asked.site)
-                if self._sequences is not None:
-                    await self._sequences.begins(request)
-                await self._answer(request, to)
+                with refusing():
+                    check_none(request)
+                    if (topic := request.parameters.pop(RESULT, None)) is not None:
+                        to = mqtt_topics.chosen(topic, asked.site)
+                await self._answer(request, arrived, to)
         except MeshError as error:
             await self._refuse(error, asked, to)
         except Exception:  # noqa: BLE001 - a door answers whatever happens; logged under an id
@@ -91,19 +96,23 @@ class MqttDoor:
 
     @contextlib.contextmanager
     def _taken(self, size: int) -> Iterator[None]:
-        if self._requests >= MOST_REQUESTS or self._bytes + size > MOST_BYTES:
-            raise Overloaded(f"{self._requests} requests of {self._bytes} bytes are waiting at this node")
-        self._requests, self._bytes = self._requests + 1, self._bytes + size
+        if self._open.count >= MOST_REQUESTS or self._bytes + size > MOST_BYTES:
+            with self._dataplane.requests.refusing():
+                raise Overloaded(f"{self._open.count} requests of {self._bytes} bytes are waiting at this node")
+        self._bytes += size
         try:
-            yield
+            with self._open.one():
+                yield
         finally:
-            self._requests, self._bytes = self._requests - 1, self._bytes - size
+            self._bytes -= size
 
     async def _request(self, asked: Asked, payload: bytes) -> InferRequest:
         ref = ModelRef(asked.model)
+        await self._dataplane.view.acquainted(ref)
         if is_json(payload):
-            if len(payload) > self._settings.max_json_bytes:
-                raise PayloadTooLarge(f"the JSON body has {len(payload)} bytes, over {self._settings.max_json_bytes}")
+            if len(payload) > (most := self._settings.max_json_bytes):
+                with self._dataplane.requests.refusing():
+                    raise PayloadTooLarge(f"the JSON body has {len(payload)} bytes, over {most}")
             request = self._dataplane.decode(ref, payload, None)
         else:
             request = await self._dataplane.known.raw(ref, payload, binary=False)
@@ -114,9 +123,9 @@ class MqttDoor:
                 request.parameters.setdefault(CLIENT, asked.id)
         return request
 
-    async def _answer(self, request: InferRequest, to: str) -> None:
+    async def _answer(self, request: InferRequest, arrived: float, to: str) -> None:
         """Each answer a message of its own: of most models there is one."""
-        replies = self._dataplane.stream(request, time.monotonic(), None, want_load=False)
+        replies = self._dataplane.stream(request, arrived, None, want_load=False)
         async with contextlib.aclosing(replies):
             async for reply in replies:
                 try:

@@ -19,7 +19,9 @@ QUEUE = "mqtt"
 MAX_TOPIC = 512
 """Characters. A server ends the connection of whoever names a subject near 4096 bytes; MQTT's own limit is 65535."""
 MAX_LEVELS = 16
-_LEVEL = re.compile(r"[^\s+#*>$\x00-\x1f\x7f/]+")
+_NONCHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+_LEVEL = re.compile(rf"[^\s+#*>$\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_NONCHARACTERS}/]+")
+"""Beside what MQTT forbids, the characters for which a client may end its connection."""
 
 
 class Asked(NamedTuple):

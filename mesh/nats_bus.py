@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 
 from mesh import subjects
@@ -84,7 +83,7 @@ class NatsBus:
         for url in options.urls:
             check_url(url)
         self._options = options
-        self._inbox = options.inbox_prefix or f"_INBOX_{subjects.token(options.name)}_{secrets.token_hex(8)}"
+        self._inbox = options.inbox_prefix or f"_INBOX_{subjects.token(options.name)}"
         self._state = ConnectionState()
         self._connection: Connection | None = None
         self._max_payload = DEFAULT_MAX_PAYLOAD

@@ -68,7 +68,7 @@ class NatsOptions:
     refused_retry_s: float = 30.0
     """Pause where every server refused us: credentials, TLS, version."""
     inbox_prefix: str | None = None
-    """Prefix of reply subjects, private to this client; None makes ``_INBOX_<name>_<random>``."""
+    """Prefix of reply subjects, which a server may keep for this client; None makes ``_INBOX_<name>``."""
     min_server: tuple[int, int] = (2, 14)
     """Older servers have authentication bypasses (DESIGN D18)."""
     handler_limit: int = HANDLER_LIMIT

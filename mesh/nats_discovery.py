@@ -16,6 +16,7 @@ import msgspec
 
 from mesh import subjects
 from mesh.bus import Bus, BusMessage, Subscription
+from mesh.bus_core import may_answer
 from mesh.dataplane import Dataplane
 from mesh.messages import Report
 
@@ -49,7 +50,7 @@ class NatsDiscovery:
     async def _on_message(self, message: BusMessage) -> None:
         answers = {"PING": self._ping, "INFO": self._info, "STATS": self._stats}
         answer = answers.get(message.subject.split(".")[1])
-        if answer is not None and message.reply:
+        if answer is not None and may_answer(message.reply):
             await self._bus.publish(message.reply, msgspec.json.encode(answer()))
 
     def _ping(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class NatsDiscovery:
         return self._document("info") | {"description": DESCRIPTION.get(report.role, ""), "endpoints": endpoints}
 
     def _stats(self) -> dict[str, Any]:
-        """What the node counts is of all its doors; it stands at the first endpoint."""
+        """What the node counts is of all its doors; it stands at the first endpoint. Times are of what was answered."""
         requests, report = self._dataplane.requests, self._dataplane.report()
         answered = sum(histogram.count for histogram in requests.answered.values())
         spent_ns = int(sum(histogram.sum for histogram in requests.answered.values()) * 1e9)
@@ -74,7 +75,7 @@ class NatsDiscovery:
             "num_errors": failed,
             "last_error": requests.last_error,
             "processing_time": spent_ns,
-            "average_processing_time": spent_ns // (answered + failed) if answered + failed else 0,
+            "average_processing_time": spent_ns // answered if answered else 0,
             "data": {},  # nats-py reads no answer without it
         }
         nothing = {name: type(value)() for name, value in counted.items()}

@@ -219,10 +219,12 @@ class Neighbours:
         report = answer.report
         view = self._watcher.membership.get(report.node)
         known = view.report.hop_key if view is not None and view.report.incarnation == report.incarnation else ""
-        proven = self._trust.proves(
-            challenge, report.node, report.incarnation, site=answer.site_proof, bus=answer.bus_proof, hop_key=known
+        by_site = self._trust.proves(challenge, report.node, report.incarnation, site=answer.site_proof)
+        proven = by_site or self._trust.proves(
+            challenge, report.node, report.incarnation, bus=answer.bus_proof, hop_key=known
         )
-        token = self._trust.token_for(report.node, report.incarnation, known or None) if proven else None
+        hop_key = None if by_site else known  # whoever reads the bus knows that one
+        token = self._trust.token_for(report.node, report.incarnation, hop_key) if proven else None
         if token is None:
             if not door.warned and report.mesh == self._trust.mesh:
                 door.warned = True

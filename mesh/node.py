@@ -38,6 +38,7 @@ from mesh.node_id import NodeIdentity
 from mesh.node_metrics import node_metrics
 from mesh.oip.wire import Limits
 from mesh.pins import Place
+from mesh.repositories import Opened
 from mesh.router import Router
 from mesh.rules import RULES, Ours, Rule
 from mesh.sequence_doors import SequenceDoors
@@ -104,7 +105,7 @@ class Node:
             inquiry=Inquiry(view, self._ways),
             shared_memory=settings.http.shared_memory,
             repository=holdings.repository,
-            repository_open=settings.http.repository or on_this_host_only(settings),
+            opened=Opened(settings.http.repository or on_this_host_only(settings), settings.nats.repository),
             metrics=lambda: self._metrics(holdings),
         )
 
@@ -181,12 +182,12 @@ class Node:
         self.reporter.state = "left"
         if self._heartbeat is not None:
             await self._heartbeat.goodbye()
-        for door in (self._bus_door, self._mqtt_door):
-            if door is not None:
-                await door.leave()
+        doors = [door for door in (self._bus_door, self._mqtt_door) if door is not None]
+        for door in doors:
+            await door.leave()
         left = await self.dataplane.idle(grace_s)
-        if self._bus_door is not None:
-            await self._bus_door.fetched(grace_s - (time.monotonic() - started))
+        for door in doors:
+            await door.finished(grace_s - (time.monotonic() - started))
         if left:
             log.warning("%d requests were still in flight when the grace of %g s ended", left, grace_s)
         if any(self._looks(door.node) for door in self.neighbours.doors()):
@@ -261,18 +262,19 @@ class Node:
             await stack.enter_async_context(self.watcher.subscribed(control, sites))
             self._heartbeat = Heartbeat(self.reporter, control, self.trust.hop_key)
             await stack.enter_async_context(self._heartbeat.running())
-            begun = SequenceDoors(tensors, self.name, self.dataplane.sequencer)
-            await stack.enter_async_context(begun.listening())
-            door = self._bus_door = BusDoor(self.dataplane, tensors, begun)
+            steps = SequenceDoors(tensors, self.site, self.name, self.dataplane.sequencer)
+            await stack.enter_async_context(steps.listening())
+            self.dataplane.steps = steps
+            door = self._bus_door = BusDoor(self.dataplane, tensors)
             await stack.enter_async_context(door.serving_node(self.site, self.name))
             if self._serve_applications:
                 await stack.enter_async_context(door.serving_applications())
             if self.settings.mqtt.enabled and self._role != "router":
-                devices = self._mqtt_door = MqttDoor(self.dataplane, tensors, self.settings.mqtt, begun)
+                devices = self._mqtt_door = MqttDoor(self.dataplane, tensors, self.settings.mqtt)
                 await stack.enter_async_context(devices.serving(self.site))
             shown = NatsDiscovery(self.dataplane, control, f"{self._identity.id}{self._identity.incarnation}")
             await stack.enter_async_context(shown.serving())
-            self._ways.join_bus(tensors, BusHop(tensors, self.name, self.dataplane.load))
+            self._ways.join_bus(tensors, BusHop(tensors, self.name, self.dataplane.load, self.trust))
             await asyncio.Event().wait()
 
     async def _seek_bus(self) -> tuple[str, ...]:

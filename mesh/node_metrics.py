@@ -29,7 +29,11 @@ CAPACITY = Family("mesh_node_capacity_ratio", "gauge", "Share of its speed at co
 WAIT = Family("mesh_wait_seconds", "gauge", "Predicted wait of a new request before it starts to run here.")
 NODES = Family("mesh_nodes", "gauge", "Other nodes, by the state in which this one sees them.", ("state",))
 BUS = Family("mesh_bus_connected", "gauge", "1 while the bus is connected; absent where none is known yet.")
-REJECTED = Family("mesh_reports_rejected_total", "counter", "Reports that did not decode or were of another mesh.")
+REJECTED = Family(
+    "mesh_reports_rejected_total",
+    "counter",
+    "Reports that did not decode, were of another mesh or came as another node's.",
+)
 REQUESTS = Family(
     "mesh_requests_total",
     "counter",

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import msgspec
 
 from mesh.dataplane import Dataplane
-from mesh.errors import InvalidRequest
+from mesh.errors import InvalidRequest, PayloadTooLarge
 from mesh.hop import CHANGES, Question
 from mesh.oip.documents import encode_model_metadata
 from mesh.oip.statistics import encode_statistics
@@ -21,6 +21,8 @@ from mesh.values import ModelRef
 QUESTIONS: frozenset[str] = frozenset(get_args(Question))
 READ = QUESTIONS - CHANGES
 OF_A_MODEL = READ - {"index"}
+MAX_ASKED = 1 << 20
+"""Bytes of what is asked, a model's configuration in it: parsed, JSON can take fifty times the room."""
 
 Repository = Callable[[bool], ModelRepository]
 """The repository that the caller may see, or change."""
@@ -48,7 +50,9 @@ async def answer(
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body; an empty body is an empty object. Raises ``InvalidRequest``."""
+    """The JSON object of a body; an empty body is an empty object. Raises ``InvalidRequest`` or ``PayloadTooLarge``."""
+    if len(body) > MAX_ASKED:
+        raise PayloadTooLarge(f"the body has {len(body)} bytes, here it may have {MAX_ASKED}")
     try:
         return msgspec.json.decode(body or b"{}", type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:

@@ -11,10 +11,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from mesh.errors import LoadFailed
+from mesh.errors import LoadFailed, PayloadTooLarge
 
 FILE = "file:"
 """Begins the name of a parameter that holds a file in place of the repository's."""
+
+
+MAX_CONFIG_CHARS = 1 << 20
 
 
 class IndexEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -45,7 +48,7 @@ class ModelRepository(Protocol):
 
 def override(name: str, parameters: Mapping[str, Any] | None) -> str | None:
     """The model configuration (JSON) that stands in for the repository's own until the model is loaded or unloaded
-    again; None where none is given. Raises ``LoadFailed`` for every other parameter."""
+    again; None where none is given. Raises ``LoadFailed`` for every other parameter, or ``PayloadTooLarge``."""
     for parameter in parameters or ():
         if parameter.startswith(FILE):
             raise LoadFailed(
@@ -57,6 +60,8 @@ def override(name: str, parameters: Mapping[str, Any] | None) -> str | None:
     config = (parameters or {}).get("config")
     if config is not None and not isinstance(config, str):
         raise LoadFailed(f"failed to load {name!r}: parameter 'config' must be a text that holds JSON")
+    if config is not None and len(config) > MAX_CONFIG_CHARS:
+        raise PayloadTooLarge(f"the configuration of {name!r} has {len(config)} characters, over {MAX_CONFIG_CHARS}")
     return config
 
 

@@ -5,27 +5,33 @@ Not here: sending (``client``), the codec (``oip``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from mesh.deadline import Deadline
+from mesh.errors import InvalidRequest
 from mesh.hop import Reply
+from mesh.oip.datatypes import datatype_of
 from mesh.oip.request import InferRequest, RequestedOutput
 from mesh.oip.response import decode_response
 from mesh.oip.tensor import Tensor
+from mesh.oip.wire import quoted
 from mesh.values import Route
 
 Inputs = Mapping[str, "np.ndarray[Any, Any]"] | Sequence[Tensor]
 """Arrays by name; tensors where numpy has no type for them (BF16)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Result:
     """Outputs by name, and where they were computed."""
 
     outputs: dict[str, np.ndarray[Any, Any]]
+    """Read-only arrays, on the memory of the answer; BYTES as objects of ``bytes``, BF16 as its bits in ``uint16``."""
     model: str
     version: str
     node: str
@@ -46,11 +52,17 @@ class Result:
 def make_request(
     model: str, version: str, inputs: Inputs, outputs: Sequence[str], parameters: Mapping[str, Any] | None
 ) -> InferRequest:
-    """Raises ``InvalidRequest`` for arrays that the protocol has no datatype for."""
+    """Raises ``InvalidRequest`` for what is no request, and for arrays that the protocol has no datatype for."""
+    if isinstance(outputs, str):
+        raise InvalidRequest(f"outputs are a list of names, got the text {quoted(outputs)}")
+    if parameters and "timeout" in parameters:
+        raise InvalidRequest("say deadline_ms, in milliseconds, in place of the parameter 'timeout'")
     if isinstance(inputs, Mapping):
-        tensors = tuple(Tensor.from_numpy(name, array) for name, array in inputs.items())
-    else:
+        tensors = tuple([_tensor(name, array) for name, array in inputs.items()])
+    elif isinstance(inputs, (list, tuple)) and all(isinstance(tensor, Tensor) for tensor in inputs):
         tensors = tuple(inputs)
+    else:
+        raise InvalidRequest(f"inputs are arrays by their names, or a list of tensors, got {type(inputs).__name__}")
     return InferRequest(
         model=model,
         version=version,
@@ -61,6 +73,22 @@ def make_request(
         binary_default=True,
         wire=None,
     )
+
+
+def _tensor(name: str, array: Any) -> Tensor:
+    try:
+        array = np.asarray(array)
+        datatype_of(array.dtype)
+    except (ValueError, InvalidRequest) as error:
+        raise InvalidRequest(f"input {quoted(name)}: {error}") from None
+    return Tensor.from_numpy(name, array)
+
+
+def deadline_of(deadline_ms: float) -> Deadline:
+    """Raises ``InvalidRequest`` for NaN, which would never pass."""
+    if math.isnan(deadline_ms):
+        raise InvalidRequest("deadline_ms is not a number")
+    return Deadline.after_ms(deadline_ms)
 
 
 def read_result(reply: Reply) -> Result:

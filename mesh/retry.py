@@ -47,7 +47,7 @@ class RetryBudget:
     """One router's allowance of retries.
 
     In any window of ``window_s`` seconds at most ``ratio`` of the requests are retried, but always ``minimum``: a quiet
-    client whose only request fails may try once more.
+    client whose only request fails may try once more. A ``ratio`` of 0 allows none but of what was refused.
     """
 
     def __init__(self, ratio: float = 0.10, *, window_s: float = 10.0, minimum: int = 1) -> None:
@@ -83,6 +83,8 @@ class RetryBudget:
             return False
         if error.refused:
             return True
+        if self._ratio == 0.0:
+            return False
         if isinstance(error, LOST) and self._draw_lost(now):
             return True
         allowed = max(self._minimum, int(self._ratio * self._requests.total(now)))

@@ -92,7 +92,8 @@ class Sequencer:
                     return await self._in_turn(record, request, identity, context, step)
                 finally:
                     record.used = time.monotonic()
-                    self._bytes += record.weigh()
+                    if self._records.get(key) is record:  # else it was forgotten meanwhile, and is weighed no more
+                        self._bytes += record.weigh()
 
     def _find(self, key: Key, step: Step, identity: ModelIdentity, now: float) -> Record:
         record = self._records.get(key)
@@ -196,9 +197,13 @@ class Sequencer:
         if self._bytes >= self._settings.max_bytes:
             raise Overloaded(f"this door keeps {self._bytes} bytes of sequences, as many as it may", retry_after_s=1.0)
 
-    def forget(self, client: str, model: str, sequence: int | str) -> None:
-        """A sequence of an application that does not number its turns began at another door."""
-        key = client, model, sequence, ""
+    def holds(self, key: Key) -> bool:
+        """Whether a step of it is for this door, and be it the last one again."""
+        record = self._records.get(key)
+        return record is not None and not record.idle(time.monotonic())
+
+    def forget(self, key: Key) -> None:
+        """It began at another door."""
         if key in self._records:
             self._forget([key])
 

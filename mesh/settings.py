@@ -125,6 +125,8 @@ class NatsSettings(Group):
     password: SecretStr | None = None
     token: SecretStr | None = None
     creds_file: Path | None = None
+    repository: bool = False
+    """Let whoever the bus lets publish on this node's ``.control`` load and unload models, without the site key."""
 
     def urls(self) -> tuple[str, ...]:
         return tuple(u.strip() for u in self.url.split(",") if u.strip())
@@ -142,7 +144,7 @@ class RouterSettings(Group):
     """The dial from fastest to cheapest: share of a request's time by which a cheaper tier (this node, its site, the
     cloud) may be slower than the best and is still taken."""
     retry_ratio: float = Field(default=0.10, ge=0, le=1)
-    """Largest share of requests that may be retried; refusals are free (DESIGN D16)."""
+    """Largest share of requests that may be retried; refusals are free (DESIGN D16). 0 retries nothing else."""
 
 
 class DiscoverySettings(Group):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from mesh.errors import InvalidRequest, NotFound, PayloadTooLarge, Unsupported
+from mesh.errors import InvalidRequest, NotFound, Unsupported
 from mesh.oip.wire import Buffer, quoted
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory is on Linux
@@ -39,20 +39,76 @@ class Region(msgspec.Struct, frozen=True):
     byte_size: int
 
 
+class _File:
+    """An open file, closed once nobody holds it: who copies on a thread may outlast the region."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def close(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+            self.number = -1
+
+    __del__ = close
+
+
 class _Open(NamedTuple):
     region: Region
-    file: int
+    file: _File
+
+
+class Piece:
+    """``nbytes`` bytes of a region, which stay what they are if the region is let go of meanwhile.
+
+    Reading and writing block, but in memory; on any thread. They raise ``InvalidRequest``.
+    """
+
+    def __init__(self, held: _Open, offset: int, nbytes: int) -> None:
+        self._held = held
+        self._at = held.region.offset + offset
+        self.nbytes = nbytes
+
+    def read(self) -> bytes:
+        """A copy of them all."""
+        file = self._held.file.number
+        data = os.pread(file, self.nbytes, self._at)
+        while data and len(data) < self.nbytes:
+            more = os.pread(file, self.nbytes - len(data), self._at + len(data))
+            if not more:
+                break
+            data += more
+        if len(data) != self.nbytes:
+            raise self._cut_short()
+        return data
+
+    def write(self, data: Buffer) -> None:
+        """At most as many bytes as there are."""
+        file, left, at = self._held.file.number, memoryview(data).cast("B"), self._at
+        assert left.nbytes <= self.nbytes  # noqa: S101 - whoever writes has told the caller what does not fit
+        if os.fstat(file).st_size < at + left.nbytes:
+            raise self._cut_short()  # writing would make it longer again
+        try:
+            while left:
+                written = os.pwrite(file, left, at)
+                left, at = left[written:], at + written
+        except OSError as error:
+            name = quoted(self._held.region.name)
+            raise InvalidRequest(f"shared memory region {name} cannot be written: {error.strerror}") from None
+
+    def _cut_short(self) -> InvalidRequest:
+        name, key = self._held.region.name, self._held.region.key
+        return InvalidRequest(f"shared memory region {quoted(name)}: {quoted(key)} is shorter than it was registered")
 
 
 class SharedMemory:
     """The regions registered at the doors of this process. Every call raises ``Unsupported`` while it is off.
 
-    At most ``max_bytes`` are read or written at once. Blocking, but in memory. Belongs to one event loop.
+    Belongs to one event loop, but for its pieces.
     """
 
-    def __init__(self, *, enabled: bool, max_bytes: int, folder: Path = FOLDER) -> None:
+    def __init__(self, *, enabled: bool, folder: Path = FOLDER) -> None:
         self._enabled = enabled
-        self._max_bytes = max_bytes
         self._folder = folder
         self._regions: dict[str, _Open] = {}
 
@@ -77,9 +133,9 @@ class SharedMemory:
         if not 0 <= offset <= _MAX or not 0 < byte_size <= _MAX:
             raise InvalidRequest(f"shared memory region {quoted(name)} needs an offset from 0 on and a size above 0")
         file = self._open(key)
-        size = os.fstat(file).st_size
+        size = os.fstat(file.number).st_size
         if offset + byte_size > size:
-            os.close(file)
+            file.close()
             raise InvalidRequest(
                 f"failed to register shared memory region {quoted(name)}: invalid args: it would end at byte "
                 f"{offset + byte_size} of {quoted(key)}, which has {size}"
@@ -89,49 +145,19 @@ class SharedMemory:
     def unregister(self, name: str = "") -> None:
         """The region of that name, or all; one that is not there is none to unregister."""
         self._check()
-        for gone in [name] if name else list(self._regions):
-            if (held := self._regions.pop(gone, None)) is not None:
-                os.close(held.file)
+        if name:
+            self._regions.pop(name, None)
+        else:
+            self._regions.clear()
 
     def close(self) -> None:
         """Let go of every region."""
-        for held in self._regions.values():
-            os.close(held.file)
         self._regions.clear()
 
-    def read(self, name: str, offset: int, byte_size: int) -> bytes:
-        """A copy of bytes of a region. Raises ``NotFound``, ``InvalidRequest``, or ``PayloadTooLarge``."""
+    def piece(self, name: str, offset: int, byte_size: int) -> Piece:
+        """So many bytes of a region. Raises ``NotFound`` or ``InvalidRequest``."""
         self._check()
-        held = self._within(name, offset, byte_size)
-        data = os.pread(held.file, byte_size, held.region.offset + offset)
-        while data and len(data) < byte_size:
-            more = os.pread(held.file, byte_size - len(data), held.region.offset + offset + len(data))
-            if not more:
-                break
-            data += more
-        if len(data) != byte_size:
-            raise self._cut_short(held)
-        return data
-
-    def check(self, name: str, offset: int, byte_size: int) -> None:
-        """Whether so many bytes could be written there. Raises as :meth:`read`."""
-        self._check()
-        self._within(name, offset, byte_size)
-
-    def write(self, name: str, offset: int, data: Buffer) -> None:
-        """Raises as :meth:`read`."""
-        self._check()
-        left = memoryview(data).cast("B")
-        held = self._within(name, offset, left.nbytes)
-        at = held.region.offset + offset
-        if os.fstat(held.file).st_size < at + left.nbytes:
-            raise self._cut_short(held)  # writing would make it longer again
-        try:
-            while left:
-                written = os.pwrite(held.file, left, at)
-                left, at = left[written:], at + written
-        except OSError as error:
-            raise InvalidRequest(f"shared memory region {quoted(name)} cannot be written: {error.strerror}") from None
+        return Piece(self._within(name, offset, byte_size), offset, byte_size)
 
     def _check(self) -> None:
         if not self._enabled:
@@ -150,27 +176,19 @@ class SharedMemory:
                 f"Invalid offset + byte size for shared memory region: {quoted(name)} has {held.region.byte_size} "
                 f"bytes, asked for {quoted(byte_size)} from {quoted(offset)} on"
             )
-        if byte_size > self._max_bytes:
-            raise PayloadTooLarge(
-                f"{byte_size} bytes of shared memory region {quoted(name)} are over the limit of {self._max_bytes}"
-            )
         return held
 
-    def _open(self, key: str) -> int:
-        """File descriptor of a shared memory object."""
+    def _open(self, key: str) -> _File:
+        """The file of a shared memory object."""
         match = _KEY.fullmatch(key)
         if match is None or match[1] in (".", ".."):
             raise InvalidRequest(f"Unable to open shared memory region: {quoted(key)} is no name of one, as '/name' is")
         try:
-            file = os.open(self._folder / match[1], _FLAGS)
+            file = _File(os.open(self._folder / match[1], _FLAGS))
         except (OSError, UnicodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it has no UTF-8 form"
             raise InvalidRequest(f"Unable to open shared memory region: {quoted(key)}: {why}") from None
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            os.close(file)
+        if not stat.S_ISREG(os.fstat(file.number).st_mode):
+            file.close()
             raise InvalidRequest(f"Unable to open shared memory region: {quoted(key)} is no shared memory")
         return file
-
-    def _cut_short(self, held: _Open) -> InvalidRequest:
-        name, key = held.region.name, held.region.key
-        return InvalidRequest(f"shared memory region {quoted(name)}: {quoted(key)} is shorter than it was registered")

@@ -24,7 +24,7 @@ an agent that hears its own site and this one hears every node it may use, and p
 ROUTER_QUEUE = "router"
 """Queue group in which routers take :func:`model_infer`."""
 
-NodeKind = Literal["infer", "report", "event", "cancel", "control"]
+NodeKind = Literal["infer", "report", "event", "cancel", "control", "step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,11 @@ def cancel(site: str, node: str) -> str:
     return _node(site, node, "cancel")
 
 
+def left() -> str:
+    """Applications say here that they left; whichever router answers them (:func:`model_infer`) calls it off."""
+    return f"{ROOT}.left"
+
+
 def control(site: str, node: str) -> str:
     """Operators and routers may drain, load and reload the node here."""
     return _node(site, node, "control")
@@ -87,6 +92,16 @@ def stream(node: str) -> str:
 def sequence_begun() -> str:
     """Where a door says that a sequence began with it (``sequence_doors``)."""
     return f"{ROOT}.sequence.begun"
+
+
+def sequence_held() -> str:
+    """Where a door asks all others which of them holds a sequence (``sequence_doors``)."""
+    return f"{ROOT}.sequence.held"
+
+
+def step(site: str, node: str) -> str:
+    """Where the door of a node takes steps of sequences that it holds, and another door was asked for."""
+    return _node(site, node, "step")
 
 
 def model_infer(model: str) -> str:

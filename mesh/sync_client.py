@@ -1,102 +1,143 @@
-"""The SDK for code without an event loop: the calls of :class:`mesh.client.Client`, on a thread of their own.
+"""The SDK for code without an event loop: the calls of :class:`mesh.client.Client`, on a loop in a thread of their own.
 
-Not here: what the calls do.
+Any thread may call, one client serves them all. Not here: what the calls do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from typing import Any
 
 from mesh.client import Client
+from mesh.client_calls import NOT_OPEN
 from mesh.client_sequence import ClientSequence
+from mesh.loop_thread import LoopThread
+from mesh.nats_bus import NatsOptions
 from mesh.result import Inputs, Result
 from mesh.values import ModelMetadata
 
-T = TypeVar("T")
-
 
 class SyncClient:
-    """A context manager; arguments are those of :class:`mesh.client.Client`."""
+    """A context manager; arguments and errors are those of :class:`mesh.client.Client`.
 
-    def __init__(self, *urls: str, **options: Any) -> None:
-        self._make = functools.partial(Client, *urls, **options)
+    Left open it ends with the interpreter. It does not survive ``os.fork``: open one in each process.
+    """
+
+    def __init__(
+        self,
+        *urls: str,
+        mesh: str | None = None,
+        deadline_ms: float = 10_000.0,
+        retry_ratio: float = 0.1,
+        nats_token: str = "",
+        nats: NatsOptions | None = None,
+    ) -> None:
+        self._make = functools.partial(
+            Client, *urls, mesh=mesh, deadline_ms=deadline_ms, retry_ratio=retry_ratio, nats_token=nats_token, nats=nats
+        )
+        self._thread = LoopThread("mesh-client")
         self._client: Client | None = None
 
     def __enter__(self) -> SyncClient:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="mesh-client", daemon=True)
         self._thread.start()
+        atexit.register(self._thread.leave)
         try:
-            self._client = self._call(self._enter())
+            self._client = self._thread.call(self._open())
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        atexit.unregister(self._thread.leave)
         client, self._client = self._client, None
         try:
-            if client is not None:
-                self._call(client.__aexit__(None, None, None))
+            if client is not None and self._thread.open:
+                self._thread.call(client.__aexit__(None, None, None))
         finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+            self._thread.stop()
 
-    async def _enter(self) -> Client:
+    async def _open(self) -> Client:
         return await self._make().__aenter__()
 
-    def infer(self, model: str, inputs: Inputs, **options: Any) -> Result:
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        deadline_ms: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Result:
         """As :meth:`Client.infer`."""
-        return self._call(self._opened.infer(model, inputs, **options))
+        return self._thread.call(
+            self._opened.infer(
+                model, inputs, version=version, outputs=outputs, deadline_ms=deadline_ms, parameters=parameters
+            )
+        )
 
-    def stream(self, model: str, inputs: Inputs, **options: Any) -> Iterator[Result]:
-        """As :meth:`Client.stream`: a generator, closing it ends the run."""
-        answers = self._opened.stream(model, inputs, **options)
+    def stream(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        deadline_ms: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Generator[Result, None, None]:
+        """As :meth:`Client.stream`: a generator, leaving the loop over it ends the run."""
+        answers = _Answers(
+            self._opened.stream(
+                model, inputs, version=version, outputs=outputs, deadline_ms=deadline_ms, parameters=parameters
+            )
+        )
         try:
-            while (answer := self._call(_next(answers))) is not None:
+            while (answer := self._thread.call(answers.next())) is not None:
                 yield answer
         finally:
-            self._call(answers.aclose())
+            self._thread.end(answers.close())
 
-    def sequence(self, model: str, **options: Any) -> SyncSequence:
+    def sequence(
+        self, model: str, *, version: str = "", sequence_id: int | str = 0, deadline_ms: float | None = None
+    ) -> SyncSequence:
         """As :meth:`Client.sequence`, for ``with``."""
-        return SyncSequence(self._call, self._opened.sequence(model, **options))
+        sequence = self._opened.sequence(model, version=version, sequence_id=sequence_id, deadline_ms=deadline_ms)
+        return SyncSequence(self._thread, sequence)
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
-        return self._call(self._opened.metadata(model, version))
+        """As :meth:`Client.metadata`."""
+        return self._thread.call(self._opened.metadata(model, version))
 
     def nodes(self) -> list[dict[str, Any]]:
-        return self._call(self._opened.nodes())
+        """As :meth:`Client.nodes`."""
+        return self._thread.call(self._opened.nodes())
 
     def models(self) -> list[str]:
-        return self._call(self._opened.models())
+        """As :meth:`Client.models`."""
+        return self._thread.call(self._opened.models())
+
+    @property
+    def doors(self) -> list[str]:
+        """As :attr:`Client.doors`."""
+        return self._thread.call(_doors(self._opened))
 
     @property
     def _opened(self) -> Client:
         if self._client is None:
-            raise RuntimeError("the client is not open: use it in a with statement")
+            raise RuntimeError(NOT_OPEN)
         return self._client
-
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:  # Ctrl-C ends the work too
-            future.cancel()
-            raise
 
 
 class SyncSequence:
-    """A sequence in plain code, for ``with``."""
+    """A sequence in plain code, for ``with``. Steps of several threads go one by one."""
 
-    def __init__(self, call: Callable[[Coroutine[Any, Any, Result]], Result], sequence: ClientSequence) -> None:
-        self._call = call
+    def __init__(self, thread: LoopThread, sequence: ClientSequence) -> None:
+        self._thread = thread
         self._sequence = sequence
         self.id = sequence.id
 
@@ -105,14 +146,44 @@ class SyncSequence:
 
     def __exit__(self, *_: object) -> None:
         """As :meth:`ClientSequence.__aexit__`."""
+        self._thread.end(self._sequence.__aexit__())
 
-    def infer(self, inputs: Inputs, **options: Any) -> Result:
+    def infer(
+        self,
+        inputs: Inputs,
+        *,
+        end: bool = False,
+        outputs: Sequence[str] = (),
+        deadline_ms: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Result:
         """As :meth:`ClientSequence.infer`."""
-        return self._call(self._sequence.infer(inputs, **options))
+        return self._thread.call(
+            self._sequence.infer(inputs, end=end, outputs=outputs, deadline_ms=deadline_ms, parameters=parameters)
+        )
 
 
-async def _next(answers: AsyncIterator[T]) -> T | None:
-    """None at the end."""
-    async for answer in answers:
-        return answer
-    return None
+class _Answers:
+    """Of one stream, on the loop's side: Ctrl-C may want it closed while an answer is still awaited."""
+
+    def __init__(self, answers: AsyncGenerator[Result, None]) -> None:
+        self._answers = answers
+        self._waiting: asyncio.Task[Any] | None = None
+
+    async def next(self) -> Result | None:
+        """None at the end."""
+        self._waiting = asyncio.current_task()
+        try:
+            return await anext(self._answers, None)
+        finally:
+            self._waiting = None
+
+    async def close(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            await asyncio.wait([self._waiting])
+        await self._answers.aclose()
+
+
+async def _doors(client: Client) -> list[str]:
+    return client.doors

@@ -7,8 +7,9 @@ They are read when somebody scrapes. One loop writes and reads them. Not here: n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from mesh.errors import MeshError
@@ -71,6 +72,15 @@ class Requests:
                 key = "", "", route, caller
             histogram = self.answered.setdefault(key, Histogram())
         histogram.observe(seconds)
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """What a door raises in here, before a request is one, is a failure of the application's."""
+        try:
+            yield
+        except MeshError as error:
+            self.failure(None, "application", error)
+            raise
 
     def failure(self, identity: ModelIdentity | None, caller: Caller, error: BaseException) -> None:
         """``identity`` is None where the request never came to name a model that is there."""

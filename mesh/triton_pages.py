@@ -47,11 +47,12 @@ def question(dataplane: Dataplane, what: hop.Question) -> Page:
     """The page that answers one (``questions``)."""
 
     async def page(request: Request) -> Response:
-        caller = dataplane.trust.verify_token(request.headers.get(hop.TOKEN, ""))
+        token = request.headers.get(hop.TOKEN, "")
+        caller = dataplane.trust.verify_token(token)
 
         def repository(change: bool) -> ModelRepository:
             if caller is not None:
-                return dataplane.repositories.for_node(caller, change=change)
+                return dataplane.repositories.for_node(caller, dataplane.trust.kind(token), change=change)
             if change and "origin" in request.headers:  # a browser on this host reaches its loopback too, and says so
                 raise Unsupported("models are not loaded and unloaded from web pages")
             return dataplane.repository(change=change)

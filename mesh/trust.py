@@ -98,6 +98,20 @@ class Trust:
                 self._callers[token] = caller
         return caller
 
+    @staticmethod
+    def kind(token: str) -> Kind:
+        """The key behind a token that was verified. The bus's is known to whoever reads the bus."""
+        return "site" if token.startswith("site:") else "bus"
+
+    def sign(self, callee: str, *said: str) -> str:
+        """Proof that a holder of the site key says this to ``callee``; empty without one. What was said before can be
+        said again: let ``said`` hold a challenge."""
+        return "" if self._site_key is None else _mac(self._site_key, "say", self.mesh, callee, *said)
+
+    def signed(self, proof: str, *said: str) -> bool:
+        """Whether a holder of our site key says this to us."""
+        return self._site_key is not None and _same(proof, self.sign(self.node, *said))
+
     def _caller(self, token: str) -> str | None:
         kind, _, rest = token[: MAX_TOKEN_CHARS + 1].partition(":")
         caller = rest.partition(":")[0]

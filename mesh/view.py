@@ -5,6 +5,8 @@ Read-only over the membership and the node's own models. Not here: ways to reach
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Protocol
 
@@ -103,6 +105,16 @@ class View:
         identity = self.resolve(ref)
         loads = [*self.here(ref.name), *(load for _, load in self.elsewhere(ref.name))]
         return any(load.identity == identity and load.state == "READY" for load in loads)
+
+    async def acquainted(self, ref: ModelRef) -> None:
+        """Return at once where a node has the model READY, else when all nodes on the bus were heard: one that has just
+        come to a bus takes requests before it knows who is there."""
+        left_s = self.watcher.unheard_s()
+        if left_s > 0.0:
+            with contextlib.suppress(MeshError):  # whoever resolves it next says why
+                if self.ready(ref):
+                    return
+            await asyncio.sleep(left_s)
 
     def held(self, identity: ModelIdentity) -> bool:
         """Whether some node holds that version, in whatever state and of whatever bytes."""

@@ -18,11 +18,15 @@ from mesh.errors import ProtocolError
 from mesh.lifecycle import Tasks, within
 from mesh.membership import Change, Membership
 from mesh.messages import Load, Report, decode_report
+from mesh.subjects import CLOUD_SITE, parse_node
 from mesh.values import ModelIdentity
 
 log = logging.getLogger(__name__)
 
 Listener = Callable[[Change], None]
+
+HEARD_S = 1.2
+"""In so many seconds every node on a bus is heard: a heartbeat's period, its jitter, and some time under way."""
 
 
 class Watcher:
@@ -34,10 +38,11 @@ class Watcher:
     def __init__(self, mesh: str, me: str = "") -> None:
         self.membership = Membership()
         self.rejected = 0
-        """Reports that did not decode, or came from another mesh."""
+        """Reports that did not decode, were of another mesh or came as another node's."""
         self._mesh = mesh
         self._me = me
         self._bus_heard: dict[str, float] = {}
+        self._connected_at = -HEARD_S
         self._listeners: list[Listener] = []
         self._readers: list[Callable[[str], None]] = []
         self._moved = asyncio.Event()
@@ -53,13 +58,20 @@ class Watcher:
         """Hear the reports of ``sites`` ("*" for all) on the bus; cloud nodes are always heard."""
         wanted = ("*",) if "*" in sites else tuple(dict.fromkeys((*sites, subjects.CLOUD_SITE)))
         held: list[Subscription] = []
+        remove = bus.on_state(self._on_state)
+        self._on_state(bus.connected)
         try:
             for site in wanted:
                 held.append(await bus.subscribe(subjects.all_reports(site), self._on_message))  # noqa: PERF401
             yield
         finally:
+            remove()
             for subscription in held:
                 await subscription.unsubscribe()
+
+    def keep_to(self, mesh: str) -> None:
+        """Hear no other mesh from now on."""
+        self._mesh = mesh
 
     def on_change(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -103,15 +115,28 @@ class Watcher:
         self._tell(self.membership.suspect(node, time.monotonic()))
         self.news(node)
 
+    def answered_on_bus(self, node: str) -> None:
+        """The node answered over the bus. After an outage that is often sooner than its next heartbeat."""
+        self._bus_heard[node] = time.monotonic()
+
     def on_bus(self, node: str) -> bool:
-        """Whether the node's own heartbeat reached us over the bus lately (within its ttl three times over)."""
+        """Whether the node's own heartbeat or an answer came over the bus lately (within its ttl three times over)."""
         view = self.membership.get(node)
         heard = self._bus_heard.get(node)
         return view is not None and heard is not None and time.monotonic() - heard < 3e-3 * view.report.ttl_ms
 
+    def unheard_s(self) -> float:
+        """Seconds until every node on the bus was heard since that is connected; 0 once they were."""
+        return max(self._connected_at + HEARD_S - time.monotonic(), 0.0)
+
+    def _on_state(self, connected: bool) -> None:
+        if connected:
+            self._connected_at = time.monotonic()
+
     async def _on_message(self, message: BusMessage) -> None:
         try:
             report = decode_report(message.payload)
+            _check_subject(message.subject, report)
         except ProtocolError as error:
             self.rejected += 1
             log.debug("ignored a report on %s: %s", message.subject, error.text)
@@ -150,3 +175,11 @@ class Watcher:
         for node in self.membership.forgotten:
             self._bus_heard.pop(node, None)
             self.news(node)
+
+
+def _check_subject(subject: str, report: Report) -> None:
+    """Raises ``ProtocolError`` for a report that came under the name of another node: a bus may let each publish under
+    its own alone."""
+    at, cloud = parse_node(subject), report.tier == "cloud" and CLOUD_SITE
+    if at.node != report.node or at.site not in (report.site, cloud):
+        raise ProtocolError("it is not of the node whose subject it came on")

@@ -188,6 +188,8 @@ class ScriptedHop:
     """Nodes whose request was cancelled meanwhile."""
     left: int = 0
     """Requests that are not answered yet."""
+    holds: dict[tuple[str, Question], asyncio.Event] = field(default_factory=dict)
+    """As ``hold``, for what a node is asked."""
     streams: dict[str, list[Reply]] = field(default_factory=dict)
     """The answers of a node to one that is asked by stream."""
     reply: Callable[[Target], Reply] = lambda target: Reply(BODY, target.node, target.route, 1)
@@ -231,6 +233,8 @@ class ScriptedHop:
         if (error := self.outcomes.get(target.node)) is not None:
             raise error
         self.bodies[target.node, what] = body
+        if (event := self.holds.get((target.node, what))) is not None:
+            await self._wait(target.node, event)
         if (error := self.refusals.get((target.node, what))) is not None:
             raise error
         if (answer := self.answers.get((target.node, what))) is not None:

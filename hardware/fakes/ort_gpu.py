@@ -65,6 +65,10 @@ class _OnNoGpu:
     def get_provider_options(self) -> dict[str, dict[str, str]]:
         return {name: options for name, options in self.asked if name in self._claimed}
 
+
+class _Telling(_OnNoGpu):
+    """Where the real one tells of each node where it runs (from 1.24)."""
+
     def get_provider_graph_assignment_info(self) -> list[Assigned]:
         real: Any = super()
         stayed = set(os.environ.get("FAKE_ORT_GPU_CPU_OPS", "").split(","))
@@ -78,10 +82,11 @@ class _OnNoGpu:
 def simulated(real: ModuleType) -> ModuleType:
     """A module with everything of ``real``, and GPUs that are not there."""
     module = ModuleType(real.__name__, real.__doc__)
+    tells = hasattr(real.InferenceSession, "get_provider_graph_assignment_info")
     module.__dict__.update(real.__dict__)
     module.__dict__.update(
         __fake__=True,
-        InferenceSession=type("InferenceSession", (_OnNoGpu, real.InferenceSession), {}),
+        InferenceSession=type("InferenceSession", (_Telling if tells else _OnNoGpu, real.InferenceSession), {}),
         get_available_providers=lambda: [TENSORRT, CUDA, CPU],
     )
     return module

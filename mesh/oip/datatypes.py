@@ -50,7 +50,7 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
 
     ``ml_dtypes.bfloat16`` is known by its name, so that it need not be installed.
     """
-    if dtype.kind in "OSU":
+    if dtype.kind in "OSUT":
         return "BYTES"
     if dtype.name == "bfloat16":
         return "BF16"

@@ -33,6 +33,11 @@ PROFILE = (
 )
 BOUNDED = EngineOptions(profiles=(PROFILE,))
 
+tells = pytest.mark.skipif(
+    not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"),
+    reason="ONNX Runtime before 1.24 does not tell where a node runs",
+)
+
 Start = Callable[[str], AbstractAsyncContextManager[Runtime]]
 
 
@@ -86,6 +91,7 @@ async def test_a_gpu_that_works_is_reported(start: Start, tmp_path: Path, backen
         await answers(runtime)
 
 
+@tells
 async def test_nodes_that_stay_on_the_cpu_are_counted(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +102,7 @@ async def test_nodes_that_stay_on_the_cpu_are_counted(
         assert "1 of 2 nodes run on the CPU" in loaded.detail
 
 
+@tells
 async def test_a_provider_that_is_listed_and_runs_nothing_is_not_where_it_runs(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -294,3 +294,27 @@ async def test_wrong_inputs_are_refused_and_the_next_stream_works(worker: Worker
         with pytest.raises(InvalidInput):
             await anext(worker.stream("m", wrong, ()))
     assert await every(worker.stream("m", ints([3]), ())) == [3]
+
+
+SPAWNS = """
+import os
+import numpy as np
+inputs = {"IN": ("INT32", [-1])}
+outputs = {"OPEN": ("BYTES", [-1])}
+
+def infer(inputs):
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    os.system(f"ls -l /proc/self/fd >&{write}")
+    os.close(write)
+    with open(read, "rb") as listed:
+        return {"OPEN": np.array(listed.read().splitlines(), object)}
+"""
+
+
+async def test_what_a_step_starts_holds_neither_arenas_nor_pipes(worker: WorkerRuntime, tmp_path: Path) -> None:
+    """It may outlive the worker, and would keep their memory."""
+    await load_step(worker, tmp_path, SPAWNS)
+    (listed,) = await worker.run("m", ints([1]), ())
+    assert b"memfd" not in bytes(listed.whole)
+    assert bytes(listed.whole).count(b" -> ") == 5, "0 to 2, that of its pipe, the folder"

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,17 @@ async def test_when_the_last_router_has_left_nobody_answers(mesh: Mesh, tmp_path
             assert (await router.get("/v2/health/ready")).status == 200
         with pytest.raises(nats.errors.NoRespondersError):
             await client.request(SIMPLE, GOOD, timeout=PATIENCE_S)
+
+
+async def test_a_router_that_has_just_come_knows_the_models_of_the_mesh(mesh: Mesh, tmp_path: Path) -> None:
+    """It takes requests before it has heard any node."""
+    for number in range(3):
+        async with doors.router(mesh.server.url, node={"name": f"late-{number}"}) as late:
+            await doors.until(partial(_on_bus, late))
+            for headers in ({"Mesh-Version": "1"}, {"Mesh-Op": "metadata"}):
+                answers = await asyncio.gather(*(mesh.ask(SIMPLE, GOOD, headers) for _ in range(20)))
+                assert [(a.headers or {}).get("Nats-Service-Error") for a in answers] == [None] * 20
+
+
+async def _on_bus(door: Door) -> bool:
+    return "mesh_bus_connected 1.0" in (await door.get("/metrics")).body.decode()

@@ -21,6 +21,7 @@ from mesh.bus import Bus
 from mesh.bus_door import BusDoor
 from mesh.dataplane import Dataplane, Identity
 from mesh.deadline import Deadline
+from mesh.door_bus import RouterHop
 from mesh.errors import (
     BusUnavailable,
     DeadlineExceeded,
@@ -65,6 +66,8 @@ class Pair:
         self.theirs = theirs
         self.ours = ours
         self.hop = BusHop(ours, "caller")
+        self.door = contextlib.AsyncExitStack()
+        """Open while the node answers."""
 
     def stream(self, times: int, *, deadline_ms: float = 60_000.0, **parameters: Any) -> AsyncGenerator[Reply, None]:
         context = Context(Deadline.after_ms(deadline_ms), 0, (), DIGEST)
@@ -125,9 +128,12 @@ async def pair(world: World) -> AsyncIterator[Pair]:
             inquiry=routing.inquiry,
         )
         theirs, ours = await world.bus(), await world.bus()
-        async with BusDoor(dataplane, theirs).serving_node("shop", ME):
+        pair, door = Pair(models, dataplane, theirs, ours), BusDoor(dataplane, theirs)
+        async with pair.door as serving:
+            await serving.enter_async_context(door.serving_node("shop", ME))
+            await serving.enter_async_context(door.serving_applications())
             await theirs.flush()
-            yield Pair(models, dataplane, theirs, ours)
+            yield pair
 
 
 @pytest.mark.parametrize("times", [0, 1, 300])
@@ -191,6 +197,106 @@ async def test_who_vanished_is_noticed_and_who_is_slow_is_not_taken_for_that(
     error = hop_bus.read_error(hop_bus.lower(late.headers))
     assert isinstance(error, InstanceLost)
     assert "not here any more" in error.text
+
+
+@pytest.mark.parametrize("hold_at", [0, 1])
+async def test_who_vanished_is_noticed_though_nothing_is_there_for_him(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, hold_at: int
+) -> None:
+    monkeypatch.setattr(bus_streams, "IDLE_S", 0.3)
+    monkeypatch.setattr(bus_streams, "FIRST_S", 0.05)
+    gone = {"Mesh-Op": "stream", "Mesh-Model": COUNT, "Mesh-Version": "1"}
+    body = json.dumps(asked(3, hold_at=hold_at, timeout=3_600_000_000)).encode()
+    await pair.ours.request(subjects.infer("shop", ME), body, gone, timeout_s=60.0)
+    assert pair.models.running == 1
+    await pair.models.ended()
+    assert not pair.models.go.is_set()
+
+
+@pytest.mark.parametrize("hold_at", [0, 1])
+async def test_a_silent_stream_goes_on_for_who_fetches(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, hold_at: int
+) -> None:
+    monkeypatch.setattr(bus_streams, "IDLE_S", 0.1)
+    monkeypatch.setattr(bus_streams, "FIRST_S", 0.01)
+    stream = pair.stream(3, hold_at=hold_at)
+    for _ in range(hold_at):
+        await soon(anext(stream))
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.wait([waiting], timeout=0.5)
+    pair.models.go.set()
+    assert number(await soon(waiting)) == hold_at
+    assert [number async for number in numbers(stream)] == list(range(hold_at + 1, 3))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_an_application_that_leaves_before_anything_came_ends_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, *, streams: bool
+) -> None:
+    """It does not know yet who answers."""
+    for limit in ("FIRST_S", "IDLE_S"):
+        monkeypatch.setattr(bus_streams, limit, 3600.0)
+    routers, context = RouterHop(pair.ours), Context(Deadline.after_ms(3.6e6))
+    if streams:
+        asking = asyncio.ensure_future(anext(routers.stream(TARGET, a_request(1, hold_at=0), COUNT_1, context, 0.0)))
+        await until(lambda: pair.models.running == 1)
+    else:
+        pair.models.hold = asyncio.Event()
+        pair.models.loads[0] = msgspec.structs.replace(LOAD, decoupled=False)
+        asking = asyncio.ensure_future(routers.infer(TARGET, a_request(1), COUNT_1, context, 0.0))
+        await until(lambda: pair.dataplane.in_flight == 1)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await until(lambda: pair.dataplane.in_flight == 0)
+
+
+async def test_who_is_cancelled_while_he_leaves_has_left(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a connection closes whose stream is being closed already."""
+    monkeypatch.setattr(bus_streams, "IDLE_S", 3600.0)
+    stream = pair.stream(1000)
+    await soon(anext(stream))
+    leaving = asyncio.ensure_future(stream.aclose())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    await pair.models.ended()
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_who_left_before_his_request_was_taken_up_is_not_served(pair: Pair, *, streams: bool) -> None:
+    """They come on subjects of their own, which are not taken up in the order of sending."""
+    if not streams:
+        pair.models.loads[0] = msgspec.structs.replace(LOAD, decoupled=False)
+    asks = {"Mesh-Model": COUNT, "Mesh-Version": "1"} | ({"Mesh-Op": "stream"} if streams else {})
+    body, name = json.dumps(asked(1)).encode(), "Mesh-Stream" if streams else "Mesh-Request"
+    ends = {"a" * 16: subjects.left()} | ({"b" * 16: subjects.stream(ME)} if streams else {})
+    ends |= {} if streams else {"c" * 16: subjects.cancel("shop", ME)}
+    for called, subject in ends.items():
+        await pair.ours.publish(subject, b"", {name: called, "Mesh-Op": "end"})
+    await pair.theirs.flush()
+    await pair.ours.flush()
+    for called in ends:
+        headers = asks | {name: called, "Mesh-Request": called}
+        with pytest.raises(DeadlineExceeded):
+            await pair.ours.request(subjects.infer("shop", ME), body, headers, timeout_s=0.2)
+        if streams:
+            answer = await pair.ours.request(subjects.infer("shop", ME), body, asks | {name: called}, timeout_s=60.0)
+            assert isinstance(hop_bus.read_error(hop_bus.lower(answer.headers)), InvalidRequest)
+    assert (pair.models.begun, pair.models.served, pair.dataplane.in_flight) == (0, [], 0)
+    await pair.ours.request(subjects.infer("shop", ME), body, asks | {name: "d" * 16}, timeout_s=60.0)
+    await until(lambda: pair.dataplane.in_flight == 0)
+
+
+async def test_a_node_that_is_done_leaving_says_so_to_who_waits(pair: Pair) -> None:
+    stream = pair.stream(2, hold_at=1)
+    await soon(anext(stream))
+    waiting = asyncio.ensure_future(anext(stream))
+    await until(lambda: pair.models.running == 1)
+    await pair.theirs.flush()
+    await pair.door.aclose()
+    with pytest.raises(InstanceLost, match="not here any more"):
+        await soon(waiting)
+    assert pair.models.running == 0
 
 
 @pytest.mark.parametrize("hold_at", [0, 2])

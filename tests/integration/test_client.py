@@ -24,6 +24,7 @@ from mesh.errors import (
     NoReadyInstance,
     PayloadTooLarge,
 )
+from mesh.nats_bus import NatsOptions
 from mesh.oip.datatypes import DATATYPES
 from mesh.oip.tensor import Tensor
 from mesh.sync_client import SyncClient
@@ -193,13 +194,14 @@ async def test_many_at_once_on_one_client(client: Client) -> None:
 
 async def test_a_client_that_is_not_open_says_so(door: Door) -> None:
     client = Client(door.address)
-    for _ in range(2):
+    for opened in (False, True):
         with pytest.raises(RuntimeError, match="use it in a with statement"):
             await client.infer("add", {"X": X})
         with pytest.raises(RuntimeError, match="use it in a with statement"):
             await client.models()
-        async with client:
-            await client.infer("add", {"X": X})
+        if not opened:
+            async with client:
+                await client.infer("add", {"X": X})
 
 
 @contextlib.contextmanager
@@ -242,9 +244,17 @@ async def test_a_plain_client_works_in_the_thread_of_a_running_loop() -> None:
 
 
 async def test_the_urls_may_come_from_the_environment(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MESH_URL", f"http://127.0.0.1:{free_port()},http://{door.address}")
+    monkeypatch.setenv("MESH_URL", f"http://127.0.0.1:{free_port()}, http://{door.address},")
     async with Client() as client:
         assert (await client.infer("add", {"X": X})).node == "edge-1"
+
+
+def test_what_is_no_option_is_refused() -> None:
+    for ratio in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="retry_ratio"):
+            Client("127.0.0.1:1", retry_ratio=ratio)
+    with pytest.raises(ConfigError, match="not in both"):
+        Client("nats://127.0.0.1:1", nats=NatsOptions(("nats://127.0.0.1:2",), "me"))
 
 
 @pytest.mark.parametrize("url", ["https://door:443", "door", "http://door", "http://door:port", "http://", "ftp://d:1"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mesh import client
 from mesh.client import Client
 from mesh.errors import BusUnavailable, ModelNotFound, NodeUnreachable, NoReadyInstance
 from mesh.nats_bus import NatsOptions
@@ -20,6 +21,12 @@ from tests.integration.doors import agent, repository, router, until_served
 from tests.nats import soon
 
 X = np.arange(16, dtype=np.float32).reshape(1, 16)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who finds no door waits no longer than needed."""
+    monkeypatch.setattr(client, "DISCOVERY_S", 1.0)
 
 
 @pytest.fixture
@@ -49,8 +56,10 @@ async def test_without_any_door_the_routers_are_asked_over_the_bus(server: NatsS
             result = await client.infer("add", {"X": X}, version="1")
             assert client.doors == []
             assert (result["Y"].tolist(), result.node, result.route) == ((2 * X).tolist(), "edge-1", "peer")
-            with pytest.raises(ModelNotFound):
-                await client.infer("nope", {"X": X})
+            assert [t.name for t in (await client.metadata("add", "1")).inputs] == ["X"]
+            for work in (client.infer("nope", {"X": X}), client.metadata("nope")):
+                with pytest.raises(ModelNotFound):
+                    await work
             large = np.zeros((3 << 20,), dtype=np.float32)
             with pytest.raises(NoReadyInstance):
                 await client.infer("add", {"X": large})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -47,7 +48,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         yield running
 
 
-async def run(example: str, environ: dict[str, str], *arguments: object) -> tuple[int, str, str]:
+async def run(example: str | Path, environ: dict[str, str], *arguments: object) -> tuple[int, str, str]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "NATS_"))}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(ROOT / "docs" / "examples" / example), *map(str, arguments)),
@@ -72,26 +73,32 @@ async def test_the_examples_tell_what_kind_of_file_it_is(cluster: Cluster, tmp_p
         for path, kind in asked:
             url = {"MESH_URL": door(cluster, name).url}
             assert await run("infer.py", url, path) == (0, f"{kind}, says agent-1 ({route})\n", "")
-    bus = {"NATS_URL": cluster.bus.url, "NATS_TOKEN": cluster.bus.token}
-    for path, kind in asked:
-        assert await run("nats_infer.py", bus, path) == (0, f"{kind}\n", "")
-
-
-async def test_an_example_says_when_it_is_refused(cluster: Cluster) -> None:
     await door(cluster, "agent-1").stop()
-    code, out, err = await run(
-        "nats_infer.py", {"NATS_URL": cluster.bus.url, "NATS_TOKEN": cluster.bus.token}, __file__
-    )
+    code, out, err = await run("nats_infer.py", {"NATS_URL": cluster.bus.url, "NATS_TOKEN": cluster.bus.token})
     assert (code, out) == (1, "")
     assert err.startswith("refused: ")
 
 
 async def test_the_examples_of_the_sdk(cluster: Cluster) -> None:
-    for name in ("agent-1", "router"):
-        for example, said in PRINTED.items():
-            assert await run(example, {}, door(cluster, name).url) == (0, said, ""), (name, example)
+    for example, said in PRINTED.items():
+        assert await run(example, {}, door(cluster, "router").url) == (0, said, ""), example
     assert await run("found.py", {"MESH_ID": cluster.mesh}) == (0, SUMS, "")
-    assert await run("on_the_bus.py", {"NATS_TOKEN": cluster.bus.token}, cluster.bus.url) == (0, SUMS, "")
+    bus = {"NATS_TOKEN": cluster.bus.token}
+    assert await run("on_the_bus.py", bus, cluster.bus.url) == (0, SUMS, "")
+    assert await run("nats_infer.py", bus | {"NATS_URL": cluster.bus.url}) == (0, f"{[2 * n for n in range(16)]}\n", "")
+
+
+async def test_the_quick_start_is_all_that_a_newcomer_needs(cluster: Cluster, tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sdk.md").read_text(), re.DOTALL)
+    assert lines.count("\n") == 10
+    script = tmp_path / "quick_start.py"
+    script.write_text(lines.replace("http://127.0.0.1:8000", door(cluster, "agent-1").url))
+    code, out, err = await run(script, {})
+    assert (code, err) == (0, "")
+    assert re.search(r"^\[.*'magika'.*\(TensorSpec\(name='bytes', .*\n\d+ by agent-1 local$", out), out
+    await door(cluster, "agent-1").stop()
+    told = "no answer: no door of the mesh answers; give its URL, or start an agent\n"
+    assert await run(script, {}) == (0, told, "")
 
 
 def test_every_example_is_run() -> None:

@@ -20,6 +20,7 @@ from tritonclient.grpc import service_pb2
 
 from mesh.grpc_protocol import message_class
 from mesh.grpc_stream import MOST
+from mesh.lifecycle import Counted
 from mesh.messages import ModelLoad
 from tests.builders import DIGEST
 from tests.fakes import until
@@ -209,6 +210,58 @@ async def test_who_leaves_ends_what_runs(served: Served, caplog: pytest.LogCaptu
     await soon(served.models.ended())
     await served.door.until_open(0)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@contextlib.asynccontextmanager
+async def passed_on_until(deaf: asyncio.Event, door: str) -> AsyncIterator[str]:
+    """An address that passes all on to the door, and from then on nothing, but hangs up on nobody."""
+    host, port = door.split(":")
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            if not deaf.is_set():
+                writer.write(data)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, back))
+        with going.one(), contextlib.suppress(ConnectionError):
+            await asyncio.gather(pump(reader, back), pump(there, writer))
+
+    going, writers = Counted(), list[asyncio.StreamWriter]()
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for writer in writers:
+            writer.transport.abort()
+        assert await going.idle(LONG_S) == 0
+
+
+async def test_who_loses_its_power_ends_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.grpc_server.PING_AFTER_S", 0.2)
+    monkeypatch.setattr("mesh.grpc_server.PING_S", 0.2)
+    models, deaf = CountingModels(), asyncio.Event()
+    async with (
+        counting_node(models, "holder", grpc={"listen": "127.0.0.1:0"}) as door,
+        passed_on_until(deaf, door.grpc) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stream = Call(channel)
+        await stream.ask(2, hold_at=1, timeout=600_000_000)
+        assert await stream.number() == 0
+        deaf.set()
+        await soon(models.ended())
+        stream.call.cancel()
+
+
+@pytest.mark.parametrize("coding", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_a_stream_may_be_compressed(served: Served, coding: grpc.Compression) -> None:
+    async with grpc.aio.insecure_channel(served.door.grpc, compression=coding) as channel:
+        stream = Call(channel)
+        for _ in range(2):
+            await stream.ask(3, pad=MB // 8, more="x" * 100_000)
+            assert [await stream.number() for _ in range(3)] == [0, 1, 2]
+        await stream.call.done_writing()
+        await stream.to_the_end()
 
 
 async def test_the_deadline_of_the_call_is_that_of_its_requests(served: Served) -> None:

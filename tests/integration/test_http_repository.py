@@ -18,6 +18,7 @@ from tests.integration.doors import Door, agent, repository, router, until
 from tests.nats import soon
 
 EXPLICIT = {"control": "explicit"}
+KEYED = {"key": "a key of the whole site"}
 
 
 @pytest.fixture
@@ -139,9 +140,9 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     hidden = {"listen": "127.0.0.1:0", "advertise": "none", "grace_s": 1}
     async with (
         NatsServer() as server,
-        router(server.url) as door,
-        agent(one, nats=server.url, node={"name": "one"}) as first,
-        agent(two, nats=server.url, node={"name": "two"}, http=hidden, models=EXPLICIT) as second,
+        router(server.url, site=KEYED) as door,
+        agent(one, nats=server.url, site=KEYED, node={"name": "one"}) as first,
+        agent(two, nats=server.url, site=KEYED, node={"name": "two"}, http=hidden, models=EXPLICIT) as second,
     ):
         await until(lambda: index_has(door, ("a", "1", "READY"), ("b", "", "UNAVAILABLE")))
         yield Fleet(door, first, second)

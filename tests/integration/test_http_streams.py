@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
-from collections.abc import AsyncIterator
+import socket
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
 
 from mesh import hop, http_server, http_stream
+from mesh.errors import InferenceFailed
+from mesh.hop import Reply
 from mesh.oip.parts import CONTENT_TYPE, Frames
 from mesh.oip.response import decode_response
 from tests.fakes import until
 from tests.integration.doors import Connection, Door, request
+from tests.integration.test_http_wire import chunks
 from tests.nats import soon
 from tests.streams import COUNT, CountingModels, asked, counting_node
 
@@ -80,6 +86,33 @@ async def test_each_event_is_one_answer_in_json_and_the_connection_goes_on(line:
         assert numbers(documents) == list(range(times))
         assert all((d["model_name"], d["model_version"], d["id"]) == (COUNT, "1", "7") for d in documents)
     assert (await line.request("GET", "/v2/health/live")).status == 200
+
+
+async def test_each_answer_of_a_stream_is_classified(line: Connection) -> None:
+    wanted = [{"name": "N", "parameters": {"classification": 1}}]
+    await line.send(request("POST", PATH, json.dumps(asked(3) | {"outputs": wanted}).encode()))
+    assert (await line.begun()).status == 200
+    named = [next(o for o in document["outputs"] if o["name"] == "N") for document in await events(line)]
+    assert [(output["datatype"], output["data"]) for output in named] == [("BYTES", [f"{n}:0"]) for n in range(3)]
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize(("coding", "bits"), [("gzip", 31), ("deflate", 15)])
+async def test_a_stream_is_asked_for_with_a_compressed_body(
+    line: Connection, coding: str, bits: int, chunked: bool
+) -> None:
+    deflating = zlib.compressobj(wbits=bits)
+    body = deflating.compress(json.dumps(asked(3)).encode()) + deflating.flush()
+    for _ in range(2):
+        if chunked:
+            head = {"Content-Encoding": coding, "Transfer-Encoding": "chunked"}
+            await line.send(request("POST", PATH, None, head) + chunks(body[:7], body[7:], b""))
+        else:
+            await line.send(request("POST", PATH, body, {"Content-Encoding": coding}))
+        assert (await line.begun()).status == 200
+        assert numbers(await events(line)) == [0, 1, 2]
+    await line.send(request("POST", PATH, body[:-1], {"Content-Encoding": coding}))
+    assert (await line.answer()).error == f"the {coding} body is cut off"
 
 
 async def test_an_ordinary_model_answers_once(models: CountingModels, line: Connection) -> None:
@@ -188,6 +221,39 @@ async def test_a_caller_that_hangs_up_ends_the_run(
     assert 'outcome="cancelled"' in failed
 
 
+TCP_REPAIR = 19
+"""Of Linux: a socket closed in this state sends nothing, as one whose machine lost its power."""
+
+
+def may_vanish() -> bool:
+    with socket.socket() as tried:
+        try:
+            tried.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(not may_vanish(), reason="needs CAP_NET_ADMIN")
+async def test_a_caller_that_lost_its_power_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, models: CountingModels
+) -> None:
+    """Nothing is sent to it meanwhile, so nothing but a probe could tell."""
+    for limit in ("PROBE_AFTER_S", "PROBE_S"):
+        monkeypatch.setattr(http_server, limit, 1)
+    async with counting_node(models, "edge-1") as door:
+        host, _, port = door.address.rpartition(":")
+        loop, line = asyncio.get_running_loop(), socket.socket()
+        line.setblocking(False)
+        await loop.sock_connect(line, (host, int(port)))
+        await loop.sock_sendall(line, post(5, FRAMES, hold_at=0, timeout=3_600_000_000))
+        await until(lambda: models.running == 1)
+        line.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        line.close()
+        await models.ended()
+        assert not models.go.is_set()
+
+
 async def test_a_caller_that_does_not_read_stops_the_model_and_is_cut_in_the_end(
     monkeypatch: pytest.MonkeyPatch, models: CountingModels, door: Door, line: Connection
 ) -> None:
@@ -214,6 +280,50 @@ async def test_silence_is_filled_with_comments(
     assert chunks[1:] == [http_stream.ALIVE] * 3
     models.go.set()
     assert numbers(await events(line)) == [1]
+
+
+@pytest.mark.parametrize("fail_at", [-1, 0])
+async def test_silence_before_the_first_answer_is_filled_too(
+    monkeypatch: pytest.MonkeyPatch, models: CountingModels, door: Door, line: Connection, fail_at: int
+) -> None:
+    monkeypatch.setattr(http_stream, "SILENCE_S", 0.02)
+    await line.send(post(2, hold_at=0, fail_at=fail_at))
+    begun = await line.begun()
+    assert (begun.status, begun.headers["content-type"], begun.headers.get("mesh-node")) == (
+        200,
+        "text/event-stream",
+        None,
+    )
+    assert [await line.chunk() for _ in range(3)] == [http_stream.ALIVE] * 3
+    models.go.set()
+    found = await events(line)
+    assert found == ["it fails at 0"] if fail_at == 0 else numbers(found) == [0, 1]
+    models.go.clear()
+    async with door.connect() as leaving:
+        await leaving.send(post(2, hold_at=0))
+        await leaving.begun()
+        leaving.reset()
+        await models.ended()
+
+
+async def test_an_error_that_nobody_is_there_to_read_is_no_error_of_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_stream, "SILENCE_S", 0.01)
+    go, unread = asyncio.Event(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unread.append(context["message"]))
+
+    async def fails() -> AsyncGenerator[Reply, None]:
+        await go.wait()
+        raise InferenceFailed("too late")
+        yield
+
+    events = http_stream.events(http_stream.kept_alive(fails()))
+    assert await anext(events) == http_stream.ALIVE
+    go.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    await events.aclose()
+    gc.collect()
+    assert unread == []
 
 
 async def test_a_door_that_closes_lets_streams_end_and_cuts_what_goes_on(models: CountingModels) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -167,6 +168,20 @@ async def test_a_body_may_come_in_chunks(connection: Connection) -> None:
     assert (await connection.answer()).output("OUTPUT0").tolist() == [2] * 16
     await connection.send(CHUNKED + b"%X;name=value\r\n%b\r\n0\r\nTrailer: x\r\n\r\n" % (len(GOOD), GOOD))
     assert (await connection.answer()).output("OUTPUT0").tolist() == [2] * 16
+    assert await serves(connection)
+
+
+@pytest.mark.parametrize(("coding", "bits"), [("gzip", 31), ("deflate", 15)])
+async def test_a_compressed_body_may_come_in_chunks(connection: Connection, coding: str, bits: int) -> None:
+    deflating = zlib.compressobj(wbits=bits)
+    packed = deflating.compress(GOOD) + deflating.flush()
+    head = CHUNKED[:-2] + f"Content-Encoding: {coding}\r\n\r\n".encode()
+    await connection.send(head + chunks(packed[:5], packed[5:], b""))
+    assert (await connection.answer()).output("OUTPUT0").tolist() == [2] * 16
+    await connection.send(head + chunks(packed[:-1], b""))
+    assert (await connection.answer()).error == f"the {coding} body is cut off"
+    await connection.send(head + chunks(packed[:5], b""))
+    assert (await connection.answer()).status == 400
     assert await serves(connection)
 
 

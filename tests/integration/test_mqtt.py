@@ -249,6 +249,29 @@ async def test_what_nobody_can_take_in_time_is_refused(device: Device, monkeypat
     assert "outputs" in result
 
 
+async def test_what_the_door_refuses_is_counted(
+    port: tuple[int, str], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, url = port
+    async with at_shop(models, url, mqtt={"max_json_bytes": 1024}) as door, shop(number, "camera-8") as device:
+        await device.ask("mesh/shop/infer/add/a*b", GOOD)
+        await device.ask("mesh/shop/infer/add", GOOD | {"parameters": {"mesh_result": "elsewhere"}})
+        await device.ask("mesh/shop/infer/add", b'{"inputs": [' + b"1," * 1024)
+        await device.ask("mesh/shop/infer/add", b"{}")
+        with monkeypatch.context() as most:
+            most.setattr(mqtt_door, "MOST_REQUESTS", 0)
+            await device.ask("mesh/shop/infer/add/7", GOOD)
+        lines = (await door.get("/metrics")).body.decode().splitlines()
+        failed = {code: float(line.rpartition(" ")[2]) for line in lines if (code := failure(line))}
+        assert failed == {"invalid_request": 3.0, "payload_too_large": 1.0, "overloaded": 1.0}
+
+
+def failure(line: str) -> str:
+    """The outcome of a line that counts failed requests; empty for any other."""
+    found = re.match(r'mesh_requests_total\{.*outcome="((?!ok")\w+)"', line)
+    return found[1] if found is not None else ""
+
+
 async def test_more_than_a_queue_takes_is_answered_too(port: tuple[int, str], models: Path) -> None:
     number, url = port
     async with at_shop(models, url, models={"queue_limit": 1}), shop(number, "flood") as device:
@@ -292,6 +315,23 @@ async def test_a_device_that_comes_back_and_a_request_that_is_retained(port: tup
             assert device.silent
 
 
+async def test_a_server_that_crashes_and_comes_back_finds_everybody_again(models: Path) -> None:
+    async with (
+        NatsServer(token=TOKEN, mqtt="127.0.0.1:0") as server,
+        at_shop(models, server.url) as door,
+        shop(port_of(server), "camera-9", clean=False) as device,
+    ):
+        await device.ask("mesh/shop/infer/add/1", GOOD, 1)
+        async with device.again():
+            await server.kill()
+            await server.start()
+        await _until_on_bus(door)
+        topic, result = await device.ask("mesh/shop/infer/add/2", GOOD, 1)
+        assert topic == "mesh/shop/result/add/2"
+        assert "outputs" in result
+        assert device.silent
+
+
 async def test_of_many_nodes_one_answers(port: tuple[int, str], models: Path) -> None:
     number, url = port
     async with (
@@ -327,10 +367,19 @@ async def test_nothing_is_lost_or_answered_twice_when_an_agent_leaves_and_comes_
                 await device.next()  # what follows is on its way while edge-2 leaves
         more()
         heard = [await device.next() for _ in range(sent - 2)]
-        assert all("outputs" in result for _, result in heard)
+        assert [result for _, result in heard if "outputs" not in result] == []
         assert len({topic for topic, _ in heard}) == len(heard)
         await device.ask("mesh/shop/infer/add/last", GOOD)
         assert device.silent
+
+
+async def test_an_agent_that_leaves_answers_what_it_has_not_even_routed(port: tuple[int, str], models: Path) -> None:
+    number, url = port
+    async with shop(number, "camera-10") as device:
+        async with at_shop(models, url, http={"listen": "127.0.0.1:0", "grace_s": 10}):
+            await device.sent("mesh/shop/infer/nothing/1", GOOD, 1)  # waits for nodes that may have it
+        _, result = await device.next()
+        assert result["code"] == "model_not_found"
 
 
 async def test_a_request_while_no_agent_is_there_is_lost(port: tuple[int, str], models: Path) -> None:

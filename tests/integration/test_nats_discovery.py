@@ -95,7 +95,7 @@ async def test_what_was_done_is_counted(client: Client) -> None:
     (front,) = await asked(client, "$SRV.STATS.mesh-router", 1)
     counted = front["endpoints"][0]
     assert (counted["num_requests"], counted["num_errors"]) == (4, 1)
-    assert counted["average_processing_time"] == counted["processing_time"] // 4 > 0
+    assert counted["average_processing_time"] == counted["processing_time"] // 3 > 0  # of what was answered
     assert "inputs" in counted["last_error"]
     assert front["started"].endswith("Z")
     ran = await asked(client, "$SRV.STATS.mesh-edge", 2)

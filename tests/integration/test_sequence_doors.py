@@ -1,60 +1,126 @@
-"""Several doors of which the bus chooses any: a step is taken by the door that holds its sequence, or by none."""
+"""Several doors of which anybody chooses any: a step is taken by the door that holds its sequence, or by none."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
+import nats
+import numpy as np
 import pytest
+import tritonclient.grpc.aio as triton
+from tritonclient.grpc import InferInput
 
-from mesh.deadline import Deadline
-from mesh.errors import SequenceUnknown
-from mesh.hop import Context, Reply
-from mesh.memory_bus import MemoryBroker, MemoryBus
-from mesh.oip.request import InferRequest
-from mesh.oip.response import InferResponse, encode_response
-from mesh.oip.tensor import Tensor
-from mesh.sequence_doors import SequenceDoors
-from mesh.sequence_steps import Step
-from mesh.sequencer import Sequencer
-from mesh.values import ModelIdentity
-from tests.fakes import until
+from mesh.nats_server import NatsServer
+from tests.integration.doors import Door, agent, repository, router, until_served
+from tests.mqtt import Device
+from tests.nats import PATIENCE_S, soon
+from tests.sequence_models import CHAIN_TOML, chain, chained, head
 
-MODEL = ModelIdentity("m", "1", "d")
+Asking = Callable[[int, dict[str, Any]], Awaitable[int]]
+HIDDEN = {"listen": "127.0.0.1:0", "advertise": "none", "grace_s": 1}
+NUMBERS = list(range(3, 27))
 
 
-def request(**parameters: object) -> InferRequest:
-    tensor = Tensor("X", "UINT8", (1,), b"\0")
-    return InferRequest("m", "1", "", {"sequence_id": 7} | parameters, (tensor,), (), True, None)
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return repository(tmp_path, {"chain": chain()}, {"chain": CHAIN_TOML})
 
 
-async def answered(asked: InferRequest, identity: ModelIdentity, context: Context) -> Reply:
-    response = InferResponse("m", "1", "", {}, (Tensor("Y", "UINT8", (1,), b"\0"),))
-    return Reply(encode_response(response, asked), "node", via="node")
+def by_http(door: Door) -> Asking:
+    async def ask(number: int, said: dict[str, Any]) -> int:
+        answer = await door.infer("chain", head(number, **said))
+        assert answer.status == 200, answer.body
+        assert answer.headers["mesh-node"] == "edge-1"
+        return int(answer.json()["outputs"][0]["data"][0])
+
+    return ask
 
 
-async def take(sequencer: Sequencer, asked: InferRequest) -> None:
-    step = Step.of(asked.parameters)
-    assert step is not None
-    await sequencer.infer(asked, MODEL, Context(Deadline.after_ms(60_000)), step)
+def by_grpc(client: triton.InferenceServerClient) -> Asking:
+    async def ask(number: int, said: dict[str, Any]) -> int:
+        given = InferInput("INPUT", [1, 1], "INT64")
+        given.set_data_from_numpy(np.array([[number]], np.int64))
+        result = await soon(client.infer("chain", [given], sequence_id=1, **said))
+        return int(result.as_numpy("OUTPUT")[0, 0])
+
+    return ask
 
 
-async def test_an_older_sequence_of_the_same_id_is_not_stepped_elsewhere() -> None:
-    broker = MemoryBroker()
-    one, two = Sequencer(answered), Sequencer(answered)
-    async with MemoryBus(broker) as bus, MemoryBus(broker) as other:
-        at_one, at_two = SequenceDoors(bus, "one", one), SequenceDoors(other, "two", two)
-        async with at_one.listening(), at_two.listening():
-            await at_one.begins(request(sequence_start=True))
-            for _ in range(10):  # heard before anything else comes, as on the bus
-                await asyncio.sleep(0)
-            await take(one, request(sequence_start=True))
-            await take(one, request())
-            await at_two.begins(request(sequence_start=True))  # the device begins anew, and comes to the other door
-            await take(two, request(sequence_start=True))
-            await until(lambda: len(one) == 0)
-            with pytest.raises(SequenceUnknown):
-                await take(one, request())
-            await take(two, request())
-            await at_one.begins(request())  # no start: nobody forgets anything
-            await bus.publish("mesh.v1.sequence.begun", b"nonsense")
-            await take(two, request())
+def by_nats(application: Any) -> Asking:
+    async def ask(number: int, said: dict[str, Any]) -> int:
+        body = json.dumps(head(number, **said)).encode()
+        answer = await application.request("mesh.v1.infer.chain", body, timeout=PATIENCE_S)
+        return int(json.loads(answer.data)["outputs"][0]["data"][0])
+
+    return ask
+
+
+@contextlib.asynccontextmanager
+async def two_routers(models: Path, url: str) -> AsyncIterator[tuple[Door, Door]]:
+    async with (
+        agent(models, nats=url, http=HIDDEN),
+        router(url, node={"name": "left"}, grpc={"listen": "127.0.0.1:0"}) as left,
+        router(url, node={"name": "right"}, grpc={"listen": "127.0.0.1:0"}) as right,
+    ):
+        await until_served(left, "chain")
+        await until_served(right, "chain")
+        yield left, right
+
+
+async def steps(asking: list[Asking], first: Asking) -> None:
+    """The first at one door, the others at all in turn."""
+    turns = itertools.chain([first], itertools.cycle(asking))
+    got = []
+    for at, number in enumerate(NUMBERS):
+        said = {"sequence_start": True} if at == 0 else {"sequence_end": True} if at == len(NUMBERS) - 1 else {}
+        got.append(await next(turns)(number, said))
+    assert got == list(chained(NUMBERS, ends=len(NUMBERS)))
+
+
+async def test_steps_by_http_grpc_and_nats_at_two_routers(models: Path) -> None:
+    async with NatsServer() as server, two_routers(models, server.url) as (left, right):
+        application = await nats.connect(server.url)
+        async with triton.InferenceServerClient(left.grpc) as one, triton.InferenceServerClient(right.grpc) as other:
+            asking = [by_http(right), by_grpc(one), by_nats(application), by_grpc(other), by_http(left)]
+            for first in asking:  # each time the same id, which the other door may have had before
+                await steps(asking, first)
+        await application.close()
+
+
+async def test_a_step_whose_door_is_gone_and_one_that_nobody_holds(models: Path) -> None:
+    async with (
+        NatsServer() as server,
+        agent(models, nats=server.url, http=HIDDEN),
+        router(server.url, node={"name": "right"}) as right,
+    ):
+        async with router(server.url, node={"name": "left"}) as left:
+            await until_served(left, "chain")
+            await until_served(right, "chain")
+            await by_http(left)(5, {"sequence_start": True})
+            assert await by_http(right)(6, {}) == list(chained([5, 6]))[-1]
+        answer = await right.infer("chain", head(7))
+        assert (answer.status, "is held by the door" in answer.error) == (409, True)
+        answer = await right.infer("chain", head(7))
+        assert (answer.status, "START flag" in answer.error) == (409, True)
+
+
+async def test_devices_at_two_agents(models: Path) -> None:
+    async with NatsServer(mqtt="127.0.0.1:0") as server:
+        shop = {"name": "shop"}
+        async with (
+            agent(models, nats=server.url, site=shop) as one,
+            agent(models, nats=server.url, site=shop, node={"name": "edge-2"}) as two,
+            Device(int(server.mqtt.rpartition(":")[2]), "meter", "mesh/shop/result/#") as device,
+        ):
+            await until_served(one, "chain")
+            await until_served(two, "chain")
+            got = []
+            for at, number in enumerate(NUMBERS):
+                _, result = await device.ask("mesh/shop/infer/chain/meter", head(number, sequence_start=at == 0))
+                got.append(int(np.ravel(result["outputs"][0]["data"])[0]))
+            assert got == list(chained(NUMBERS))

@@ -72,6 +72,17 @@ async def test_a_start_begins_anew_and_ids_and_clients_are_told_apart(tmp_path: 
             assert await output(door, 6, **named_so) == second
 
 
+async def test_steps_are_classified_in_the_form_asked_for_now_and_taken_once(tmp_path: Path) -> None:
+    first, second = list(chained([5, 6]))
+    classes = {"outputs": [{"name": "OUTPUT", "parameters": {"classification": 1}}]}
+    async with serving(tmp_path) as door:
+        for number, step, wanted in ((5, 1, first), (5, 1, first), (6, 2, second), (6, 2, second)):
+            answer = await door.infer("chain", head(number, sequence_start=step == 1, mesh_step=step) | classes)
+            (tensor,) = answer.json()["outputs"]
+            assert (tensor["datatype"], tensor["data"]) == ("BYTES", [f"{wanted}:0"])
+            assert await output(door, number, sequence_start=step == 1, mesh_step=step) == wanted
+
+
 async def test_metadata_and_config_hide_what_the_node_fills(tmp_path: Path) -> None:
     async with serving(tmp_path) as door:
         metadata = (await door.get("/v2/models/chain")).json()

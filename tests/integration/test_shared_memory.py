@@ -20,10 +20,11 @@ import tritonclient.http as triton
 from mesh.nats_server import NatsServer
 from mesh.oip.tensor import pack_elements
 from tests import onnx_models
-from tests.integration.doors import Answer, Door, agent, repository, router, until_served
+from tests.integration.doors import Answer, Door, agent, repository, request, router, until_served
 from tests.integration.test_statistics import by_triton
+from tests.streams import COUNT, CountingModels, asked, counting_node
 
-ON = {"shared_memory": True}
+ON: dict[str, Any] = {"shared_memory": True}
 ONES = np.ones((1, 16), np.int32)
 STEPS = np.arange(16, dtype=np.int32).reshape(1, 16)
 INPUTS = STEPS.tobytes() + ONES.tobytes()
@@ -252,3 +253,30 @@ async def test_it_is_off_unless_it_is_allowed(tmp_path: Path, shared: Shared) ->
             (501, "system shared memory is off at this door: set http.shared_memory = true")
         }
         assert "system_shared_memory" not in (await door.get("/v2")).json()["extensions"]
+
+
+async def test_answers_of_a_stream_are_not_written_over_each_other(shared: Shared) -> None:
+    """What is made ahead of its reader would lie where that is still reading; inputs come from there as ever."""
+    models = CountingModels()
+    async with counting_node(models, "edge-1", http={"listen": "127.0.0.1:0", **ON}) as door:
+        key, region = shared.make("region", bytes([255] * 8)), {"shared_memory_region": "r"}
+        body = asked(50)
+        body["outputs"] = [{"name": "N", "parameters": region | {"shared_memory_byte_size": 8}}]
+        register = {"key": key, "offset": 0, "byte_size": 8}
+        assert (await post(door, "/region/r/register", register)).status == 200
+        async with door.connect() as line:
+            await line.send(request("POST", f"/v2/models/{COUNT}/infer_stream", json.dumps(body).encode()))
+            answer = await line.answer()
+            assert (answer.status, answer.headers["mesh-error"]) == (501, "unsupported")
+            assert "of a stream" in answer.error
+            assert (models.begun, shared.read(key)) == (0, bytes([255] * 8))
+
+            del body["outputs"]
+            body["inputs"][0] = {"name": "X", "datatype": "UINT8", "shape": [1]}
+            body["inputs"][0]["parameters"] = region | {"shared_memory_byte_size": 1}
+            await line.send(request("POST", f"/v2/models/{COUNT}/infer_stream", json.dumps(body).encode()))
+            assert (await line.begun()).status == 200
+            events = b""
+            while chunk := await line.chunk():
+                events += chunk
+            assert events.count(b"data: ") == 50

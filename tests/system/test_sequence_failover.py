@@ -1,7 +1,7 @@
-"""Two hundred sequences of a hundred steps over three agents, one of which is drained and one killed on the way.
+"""A hundred sequences of fifty steps over three agents, one of which is drained and one killed on the way.
 
 Every output is compared with an undisturbed run, of a model each of whose answers depends on all inputs before and on
-their order. ``FAILOVER`` in the environment, "SEQUENCES x STEPS", makes it larger or smaller. Not here: what each part
+their order. ``FAILOVER`` in the environment, such as "200x100", makes it larger. Not here: what each part
 does by itself (``tests.integration.test_sequences``, ``tests.unit.test_sequencer``).
 """
 
@@ -21,7 +21,7 @@ from tests.integration.doors import repository
 from tests.sequence_models import CHAIN_TOML, chain, chained, head
 from tests.system.processes import ALONE, door, until_held
 
-SEQUENCES, STEPS = (int(n) for n in os.environ.get("FAILOVER", "200x100").split("x"))
+SEQUENCES, STEPS = (int(n) for n in os.environ.get("FAILOVER", "100x50").split("x"))
 DEADLINE_US = 30_000_000
 AGENTS = ("one", "two", "three")
 

@@ -42,12 +42,17 @@ def test_an_error_survives_a_hop(cls: type[MeshError]) -> None:
 @pytest.mark.parametrize(
     ("status", "cls"),
     [
+        (301, Internal),
         (400, InvalidRequest),
         (404, NotFound),
+        (413, errors.PayloadTooLarge),
         (418, InvalidRequest),
         (429, Overloaded),
-        (503, Unavailable),
         (500, Internal),
+        (501, errors.Unsupported),
+        (502, errors.ProtocolError),
+        (503, Unavailable),
+        (504, errors.DeadlineExceeded),
     ],
 )
 def test_a_door_that_says_no_code_is_understood_by_its_status(status: int, cls: type[MeshError]) -> None:

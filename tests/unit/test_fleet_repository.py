@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from mesh.errors import LoadFailed, ModelNotFound, ModelRejected, NodeLost, Prot
 from mesh.fleet_repository import FleetRepository, merged
 from mesh.repository import IndexEntry
 from tests.builders import a_model_load
+from tests.fakes import until
 from tests.nats import soon
 from tests.routing import Routing
 
@@ -68,6 +70,23 @@ async def test_a_model_is_loaded_where_it_is_listed_and_seen_to_be_ready() -> No
         await soon(work)
         assert here.lan.asked.count("two") == 1
         assert here.lan.bodies["one", "load"] == b'{"parameters":{"config":"{}"}}'
+
+
+async def test_a_node_that_is_lost_while_it_loads_is_not_waited_for() -> None:
+    async with Routing(router_only=True).running() as here:
+        for node in ("one", "two"):
+            await here.peer(node, a_model_load("m"))
+            here.lan.answers[node, "index"] = index(UNLOADED)
+            here.lan.answers[node, "load"] = b""
+        repository = FleetRepository(here.view, here.inquiry)
+        await repository.index()
+        here.lan.holds["one", "load"] = asyncio.Event()
+        work = asyncio.ensure_future(repository.load("m"))
+        await until(lambda: here.lan.left == 1)
+        here.watcher.expire(time.monotonic() + 600.0)
+        with pytest.raises(NodeLost, match="node one: node one was lost while it held the request"):
+            await soon(work)
+        assert here.lan.left == 0
 
 
 async def test_errors_name_the_node() -> None:

@@ -72,7 +72,12 @@ async def test_who_does_not_answer_is_left_out_and_named(caplog: pytest.LogCaptu
         with caplog.at_level(logging.WARNING):
             assert counted(await here.inquiry.statistics(RESNET, 0)) == {"resnet": 3}
         assert "lack node two: gone" in caplog.text
-        here.lan.outcomes["one"] = NodeLost("gone")
+        del here.lan.outcomes["two"]
+        here.lan.answers["two", "statistics"] = b"none"
+        with caplog.at_level(logging.WARNING):
+            assert counted(await here.inquiry.statistics(RESNET, 0)) == {"resnet": 3}
+        assert "lack node two: the answer is not statistics" in caplog.text
+        here.lan.outcomes["one"] = here.lan.outcomes["two"] = NodeLost("gone")
         with pytest.raises(NodeLost):
             await here.inquiry.statistics(RESNET, 0)
 

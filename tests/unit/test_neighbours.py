@@ -122,6 +122,16 @@ async def test_without_a_site_key_the_bus_proves() -> None:
         assert trust.verify_token(door.token) == "me"
 
 
+async def test_the_site_key_proves_rather_than_the_bus_that_more_can_read() -> None:
+    async with Lan().running() as lan:
+        trust = peer()
+        lan.watcher.heard(lan.report("peer", 1, hop_key=trust.hop_key))
+        lan.stands(HERE, trust)
+        lan.neighbours.hear_of(HERE, "seed")
+        token = (await lan.proven("peer")).token
+        assert (trust.verify_token(token), trust.kind(token)) == ("me", "site")
+
+
 async def test_our_own_door_is_dropped() -> None:
     async with Lan().running() as lan:
         lan.stands(HERE, lan.trust)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
+import pwd
 import stat
+import struct
+import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -122,6 +128,9 @@ def test_a_scalar_and_nothing_at_all(tmp_path: Path) -> None:
         ("import sys; sys.exit(3)", "SystemExit: 3$"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt$"),
         ("return infer(inputs)", "RecursionError: maximum recursion depth"),
+        ('return {"OUT": np.ma.masked_array(inputs["IN"], True)}', "a MaskedArray as output 'OUT', not a numpy array"),
+        ("return type('Lazy', (dict,), {'__getitem__': lambda *_: 1 / 0})(OUT=1)", "ZeroDivisionError: division by"),
+        ("return {type('Key', (), {'__str__': lambda _: 1 / 0})(): 1}", "ZeroDivisionError: division by zero$"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_an_answer_fails_that_run_alone(tmp_path: Path, body: str, says: str) -> None:
@@ -134,6 +143,26 @@ def test_what_is_wrong_with_an_answer_fails_that_run_alone(tmp_path: Path, body:
 def test_wrong_things_between_strings_are_found(tmp_path: Path) -> None:
     session = step(tmp_path, 'return {"OUT": np.array([b"a", 5], object)}', "BYTES")
     assert "as object, it is declared BYTES" in failure(session, [RawTensor("IN", "BYTES", (0,), b"")])
+
+
+@pytest.mark.parametrize("array", ["np.array([text], object)", "np.array([text])"])
+def test_texts_that_utf_8_cannot_hold_fail_that_run_alone(tmp_path: Path, array: str) -> None:
+    body = f'text = inputs["IN"][0].decode(errors="surrogateescape")\n    return {{"OUT": {array}}}'
+    session = step(tmp_path, body, "BYTES")
+    assert "UnicodeEncodeError" in failure(session, [RawTensor("IN", "BYTES", (1,), b"\x01\0\0\0\xff")])
+    assert bytes(session.run([RawTensor("IN", "BYTES", (1,), b"\x01\0\0\0a")], ())[0].whole) == b"\x01\0\0\0a"
+    streams = step(tmp_path, body.replace("return", "yield"), "BYTES")
+    with pytest.raises(RunFailed, match="UnicodeEncodeError"):
+        next(streams.stream([RawTensor("IN", "BYTES", (1,), b"\x01\0\0\0\xff")], ()))
+
+
+def test_a_log_that_nobody_can_write_to_fails_that_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    session = step(tmp_path, 'raise ValueError("no")')
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", closed)
+        assert failure(session, ints(1)) == "the step failed: ValueError: no"
 
 
 def test_a_step_without_memory_says_so(tmp_path: Path) -> None:
@@ -292,6 +321,11 @@ def changed(folder: Path, how: str) -> str:
         path.parent.chmod(0o777)
         (folder / "linked").symlink_to(path.parent.parent)
         return str(folder / "linked" / "1" / "model.py")
+    elif how in ("list", "folder's list"):
+        shared = path if how == "list" else path.parent
+        owner, user, group, mask, other = (1, 6, -1), (2, 6, nobody), (4, 4, -1), (0x10, 6, -1), (0x20, 4, -1)
+        entries = [struct.pack("<HHi", *entry) for entry in (owner, user, group, mask, other)]
+        os.setxattr(shared, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(entries))
     elif how == "no file":
         path.unlink()
         os.mkfifo(path)
@@ -300,6 +334,17 @@ def changed(folder: Path, how: str) -> str:
     return str(path)
 
 
+def keeps_lists() -> bool:
+    """Whether temporary files may name users who can write there, beside their owner."""
+    with tempfile.NamedTemporaryFile() as file:
+        try:
+            os.getxattr(file.fileno(), "system.posix_acl_access")
+        except OSError as error:
+            return error.errno == errno.ENODATA
+    return True
+
+
+LISTS_ONLY = pytest.mark.skipif(not keeps_lists(), reason="this file system has no access control lists")
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
 
@@ -313,6 +358,8 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files 
         pytest.param("group", "model.py can be written by others", marks=ROOT_ONLY),
         pytest.param("user", "model.py belongs to user 65534", marks=ROOT_ONLY),
         pytest.param("folder of user", "folder step belongs to user 65534", marks=ROOT_ONLY),
+        pytest.param("list", "model.py can be written by others", marks=LISTS_ONLY),
+        pytest.param("folder's list", "folder 1 can be written by others", marks=LISTS_ONLY),
         ("no file", "no regular file"),
         ("nothing", "cannot be read: No such file"),
     ],
@@ -321,6 +368,18 @@ def test_what_others_could_have_written_is_not_run(tmp_path: Path, how: str, say
     path = changed(tmp_path, how)
     with pytest.raises(ModelRefused, match=says):
         read_trusted(path, 1 << 20)
+
+
+def test_a_group_that_is_another_users_first_one_is_not_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = python_steps.save(tmp_path, python_steps.DOUBLE)
+    path.chmod(0o664)
+    me = pwd.getpwuid(os.geteuid())
+    other = pwd.struct_passwd(("other", "x", me.pw_uid + 1, me.pw_gid, "", "/", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwall", lambda: [me, other])
+    with pytest.raises(ModelRefused, match=r"model\.py can be written by others"):
+        read_trusted(str(path), 1 << 20)
 
 
 def test_a_group_of_one_and_a_sticky_folder_are_in_order(tmp_path: Path) -> None:

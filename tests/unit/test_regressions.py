@@ -43,6 +43,8 @@ from mesh.nats_bus import NatsBus, NatsOptions
 from mesh.nats_server import NatsServer
 from mesh.node import BUS_HANDLERS, Node
 from mesh.node_id import NodeIdentity
+from mesh.view import View
+from mesh.watcher import Watcher
 from tests.builders import a_model_load, an_identity
 from tests.device import Device, failure, leave, settle
 from tests.fakes import BODY, a_request, until
@@ -306,6 +308,8 @@ async def test_leaving_the_bus_drops_no_request_on_its_way() -> None:
     """A subscription that ended threw away what the server had sent before it knew."""
 
     class Plane:
+        view = View("router", Watcher("demo"), None)
+
         async def metadata(self, *_: object, **__: object) -> None:
             raise Overloaded("an answer of any kind")
 

@@ -135,3 +135,11 @@ def test_free_retries_change_nothing_for_the_others(story: list[tuple[str, float
         else:
             error = errors.InstanceLost("x")
             assert plain.may_retry(error, now) == mixed.may_retry(error, now)
+
+
+@pytest.mark.parametrize("error", TREE, ids=lambda e: e.code)
+def test_a_ratio_of_nothing_retries_only_what_was_refused(error: errors.MeshError) -> None:
+    budget = RetryBudget(ratio=0.0)
+    budget.note_request(100.0)
+    budget.note_lost(10, 100.0, "n1")
+    assert granted(budget, error, 5, 100.0) == (5 if error.retryable and error.refused else 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.errors import InvalidRequest, NotFound, PayloadTooLarge, Unsupported
+from mesh.errors import InvalidRequest, NotFound, Unsupported
 from mesh.shared_memory import MAX_REGIONS, Region, SharedMemory
 
 DATA = bytes(range(64))
@@ -17,7 +17,7 @@ DATA = bytes(range(64))
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[SharedMemory]:
     (tmp_path / "data").write_bytes(DATA)
-    memory = SharedMemory(enabled=True, max_bytes=48, folder=tmp_path)
+    memory = SharedMemory(enabled=True, folder=tmp_path)
     yield memory
     memory.close()
 
@@ -30,8 +30,8 @@ def test_a_region_is_listed_read_written_and_forgotten(memory: SharedMemory, tmp
     before = files()
     memory.register("r", "/data", 8, 32)
     assert memory.status() == memory.status("r") == [Region("r", "/data", 8, 32)]
-    assert memory.read("r", 2, 4) == DATA[10:14]
-    memory.write("r", 2, memoryview(b"\0\0\0\0"))
+    assert memory.piece("r", 2, 4).read() == DATA[10:14]
+    memory.piece("r", 2, 8).write(memoryview(b"\0\0\0\0"))
     assert (tmp_path / "data").read_bytes() == DATA[:10] + bytes(4) + DATA[14:]
     memory.unregister("r")
     memory.unregister("r")
@@ -91,28 +91,17 @@ def test_regions_are_counted(memory: SharedMemory, monkeypatch: pytest.MonkeyPat
 def test_reads_and_writes_stay_inside_the_region(memory: SharedMemory, offset: int, size: int) -> None:
     memory.register("r", "/data", 0, 40)
     with pytest.raises(InvalidRequest, match="Invalid offset \\+ byte size for shared memory region: 'r'"):
-        memory.read("r", offset, size)
-    with pytest.raises(InvalidRequest):
-        memory.check("r", offset, size)
-    with pytest.raises(InvalidRequest):
-        memory.write("r", 0, bytes(41))
-
-
-def test_no_more_is_read_than_a_body_may_have(memory: SharedMemory) -> None:
-    memory.register("r", "/data", 0, 64)
-    assert memory.read("r", 0, 48) == DATA[:48]
-    with pytest.raises(PayloadTooLarge):
-        memory.read("r", 0, 49)
+        memory.piece("r", offset, size)
 
 
 def test_a_file_that_is_cut_short_is_an_error_and_stays_short(memory: SharedMemory, tmp_path: Path) -> None:
     memory.register("r", "/data", 0, 64)
     os.truncate(tmp_path / "data", 16)
     with pytest.raises(InvalidRequest, match="shorter than it was registered"):
-        memory.read("r", 0, 32)
+        memory.piece("r", 0, 32).read()
     with pytest.raises(InvalidRequest, match="shorter than it was registered"):
-        memory.write("r", 0, bytes(32))
-    assert memory.read("r", 0, 16) == DATA[:16]
+        memory.piece("r", 0, 32).write(bytes(32))
+    assert memory.piece("r", 0, 16).read() == DATA[:16]
     assert (tmp_path / "data").stat().st_size == 16
 
 
@@ -120,15 +109,31 @@ def test_a_region_outlives_the_name_of_its_file(memory: SharedMemory, tmp_path: 
     memory.register("r", "/data", 0, 4)
     (tmp_path / "data").unlink()
     (tmp_path / "data").write_bytes(b"other")
-    assert memory.read("r", 0, 4) == DATA[:4]
+    assert memory.piece("r", 0, 4).read() == DATA[:4]
+
+
+def test_a_piece_outlives_its_region(memory: SharedMemory, tmp_path: Path) -> None:
+    before = files()
+    memory.register("r", "/data", 8, 32)
+    piece = memory.piece("r", 2, 4)
+    memory.unregister("r")
+    (tmp_path / "other").write_bytes(bytes(64))
+    memory.register("r", "/other", 0, 64)
+    assert piece.read() == DATA[10:14]
+    piece.write(b"ABC")
+    assert (tmp_path / "data").read_bytes()[8:16] == DATA[8:10] + b"ABC" + DATA[13:16]
+    assert (tmp_path / "other").read_bytes() == bytes(64)
+    del piece
+    memory.close()
+    assert files() == before
 
 
 def test_nothing_goes_while_it_is_off(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(DATA)
-    memory = SharedMemory(enabled=False, max_bytes=64, folder=tmp_path)
+    memory = SharedMemory(enabled=False, folder=tmp_path)
     calls = (
         lambda: memory.register("r", "/data", 0, 1), lambda: memory.status(), lambda: memory.unregister(),
-        lambda: memory.read("r", 0, 1), lambda: memory.write("r", 0, b""), lambda: memory.check("r", 0, 1),
+        lambda: memory.piece("r", 0, 1),
     )  # fmt: skip
     for call in calls:
         with pytest.raises(Unsupported, match=r"set http\.shared_memory = true"):

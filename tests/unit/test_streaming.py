@@ -167,6 +167,27 @@ async def test_a_node_that_is_lost_meanwhile_ends_its_stream(parts: int) -> None
         assert here.wire.called_off == ["bad"]
 
 
+async def test_a_node_that_was_lost_while_the_caller_was_busy_ends_its_stream_too() -> None:
+    """And when it is there again: what it held is gone."""
+    async with Routing().running() as here:
+        await here.on_bus("bad")
+        here.wire.streams["bad"] = [part(), part()]
+        here.wire.hold["bad"] = asyncio.Event()
+        replies = stream(here)
+        await soon(anext(replies))
+        here.router.dispatch._forwarding.on_change(Change("bad", "ready", "lost"))
+        here.router.dispatch._forwarding.on_change(Change("bad", "lost", "ready"))
+        again = stream(here)
+        assert (await soon(anext(again))).node == "bad"
+        with pytest.raises(NodeLost):
+            await soon(anext(replies))
+        assert here.in_flight("bad") == 1
+        assert (await soon(anext(again))).node == "bad"
+        await again.aclose()
+        assert here.in_flight("bad") == 0
+        assert not here.router.dispatch._forwarding._under_way._nodes
+
+
 async def test_who_leaves_calls_it_off() -> None:
     async with two_nodes() as here:
         here.lan.streams["bad"] = [part()]

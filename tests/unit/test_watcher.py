@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mesh import subjects
-from mesh.bus import Bus
+from mesh.bus import Bus, BusMessage
 from mesh.membership import Change
 from mesh.memory_bus import MemoryBroker, MemoryBus
 from mesh.messages import MAX_REPORT_BYTES, Report, encode_report
@@ -49,6 +49,20 @@ async def test_a_report_on_the_bus_makes_a_node_known_there() -> None:
         assert await ear.change() == ("n1", None, "ready")
         assert ear.watcher.on_bus("n1")
         assert not ear.watcher.on_bus("n2")
+
+
+async def test_a_report_counts_under_its_own_nodes_subject_only() -> None:
+    """So a bus that lets each node publish below its own name lets none speak for another."""
+    async with listening() as ear:
+        for subject in (
+            subjects.report("shop", "n2"), subjects.report("other", "n1"), subjects.report(subjects.CLOUD_SITE, "n1")
+        ):  # fmt: skip
+            await ear.watcher._on_message(BusMessage(subject, encode_report(a_report("n1"))))
+        assert ear.watcher.rejected == 3
+        assert ear.watcher.membership.get("n1") is None
+        await ear.say(a_report("n1", tier="cloud"), site=subjects.CLOUD_SITE)
+        assert await ear.change() == ("n1", None, "ready")
+        assert ear.watcher.rejected == 3
 
 
 async def test_a_report_on_the_lan_says_nothing_about_the_bus() -> None:
@@ -171,3 +185,11 @@ async def test_a_node_that_refuses_is_suspect_until_it_is_heard_and_replies_are_
         view = ear.watcher.membership.get("n1")
         assert view is not None
         assert view.report.wait_ms == 7.0
+
+
+async def test_an_answer_over_the_bus_says_that_the_node_is_there_before_its_next_heartbeat() -> None:
+    async with listening() as ear:
+        ear.watcher.heard(a_report("n1"))  # over the LAN
+        assert not ear.watcher.on_bus("n1")
+        ear.watcher.answered_on_bus("n1")
+        assert ear.watcher.on_bus("n1")
