@@ -8,6 +8,7 @@ MODELS := models
 PACKAGES := mesh edge cloud hardware
 PROTOS := inference.proto health.proto reflection_v1.proto reflection_v1alpha.proto
 EXTRAS ?= dev
+OLDEST ?= python3.10
 
 # Arguments for the command behind a target: make demo ARGS='--seconds 20', make test ARGS='-k router'.
 ARGS ?=
@@ -16,7 +17,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo models test check lint bench bench-offload protocol clean
+.PHONY: help demo models test check lint oldest bench bench-offload protocol clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +39,11 @@ lint: $(INSTALLED) ## ruff, mypy, import contracts
 	$(BIN)/lint-imports
 
 check: lint test ## everything CI runs: lint, then the tests
+
+oldest: ## the oldest Python that is promised, JetPack 6's, can import every module: make oldest OLDEST=python3.10
+	$(OLDEST) -m venv $(VENV)/oldest
+	$(VENV)/oldest/bin/python -m pip install --quiet --editable '.[demo]'
+	$(VENV)/oldest/bin/python -m tests.imports
 
 bench: models ## against the bare transport, the cost of each hop and of a router, batching, faults
 	$(BIN)/python -m tests.bench.serving

@@ -116,11 +116,18 @@ def _cannot_feed(taken: TensorInfo, given: TensorInfo, state: StateConfig) -> st
         return f"output {given.name!r} is {given.datatype}, input {taken.name!r} takes {taken.datatype}"
     if taken.datatype not in ITEM_BYTES:
         return f"state {taken.name!r} is {taken.datatype}, only numbers are kept"
+    if given.shape and taken.shape and not _may_be(given.shape, taken.shape):
+        return f"output {given.name!r} has shape {list(given.shape)}, input {taken.name!r} takes {list(taken.shape)}"
     shape = state.starts_as(taken)
     if taken.shape and len(shape) != len(taken.shape):
         return f"the shape of state {taken.name!r} has {len(shape)} dimensions, the input {len(taken.shape)}"
-    if any(FREE not in (ours, model) and ours != model for ours, model in zip(shape, taken.shape, strict=False)):
+    if taken.shape and not _may_be(shape, taken.shape):
         return f"the shape of state {taken.name!r} is {list(shape)}, the input takes {list(taken.shape)}"
     if FREE in shape[1:]:
         return f"state {taken.name!r} of shape {list(taken.shape)} needs a declared shape: it is free behind the first"
     return ""
+
+
+def _may_be(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether a tensor can have both shapes."""
+    return len(one) == len(other) and all(FREE in (a, b) or a == b for a, b in zip(one, other, strict=True))

@@ -64,8 +64,9 @@ def check_rows(instance: Instance, config: SequenceConfig, before: Sequence[RawT
     infos = infos_of(instance)
     for declared, tensor in zip(config.state, before, strict=True):
         shape = declared.starts_as(infos[declared.input])
-        if shape and shape[0] == FREE and tensor.shape[0] != rows:
-            raise InvalidRequest(f"the sequence has {tensor.shape[0]} rows, the request has {rows}")
+        brought = tensor.shape[0] if tensor.shape else 0
+        if shape and shape[0] == FREE and brought != rows:
+            raise InvalidRequest(f"the sequence has {brought} rows, the request has {rows}")
 
 
 def controls(instance: Instance, config: SequenceConfig, step: Step, rows: int, *, first: bool) -> list[RawTensor]:

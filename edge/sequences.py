@@ -24,7 +24,7 @@ from mesh.oip.response import InferResponse, encode_response
 from mesh.oip.tensor import Tensor
 from mesh.oip.wire import WireBody, quoted
 from mesh.sequence_record import MAX_KEPT_BYTES, in_turn, with_checkpoint
-from mesh.sequence_steps import Key, Step, follows
+from mesh.sequence_steps import Key, Step, crowding, follows
 from mesh.settings import SequencesSettings
 from mesh.values import ModelIdentity
 
@@ -40,6 +40,8 @@ MAX_STATE_BYTES = 64 << 20
 class Held:
     """One sequence: its ``state`` after the ``step`` that was turn number ``turn``; 0 before the first."""
 
+    config: SequenceConfig
+    """As it was declared when the sequence began: state of another declaration means nothing."""
     idle_s: float
     used: float
     turn: int = 0
@@ -81,10 +83,11 @@ class Sequences:
             )
         at = instance.identity, step.key(name)
         while True:
+            deadline.check()  # a sequence that does not begin leaves nothing here
             held = self._find(at, step, config)
             async with in_turn(held.lock, deadline):
-                if self._held.get(at) is not held:
-                    continue  # it was forgotten while this one waited
+                if self._held.get(at) is not held or held.config != config:
+                    continue  # it was forgotten while this one waited, or is to be
                 try:
                     body = await self._turn(held, instance, config, request, step, run)
                 finally:
@@ -98,14 +101,14 @@ class Sequences:
     def _find(self, at: At, step: Step, config: SequenceConfig) -> Held:
         now = time.monotonic()
         held = self._held.get(at)
-        if held is not None and not held.idle(now):
+        if held is not None and (held.lock.locked() or (held.config == config and not held.idle(now))):
             return held
         if held is not None:
             self._forget([at])
         if not step.begins:
             follows(step, 0, 0)  # which says so
-        self._make_room(at[0], config, now)
-        held = self._held[at] = Held(config.idle_s or self._settings.idle_s, now)
+        self._make_room(at, config, now)
+        held = self._held[at] = Held(config, config.idle_s or self._settings.idle_s, now)
         return held
 
     async def _turn(
@@ -152,15 +155,27 @@ class Sequences:
     def _full(self) -> Overloaded:
         return Overloaded(f"this node keeps {self._bytes} bytes of sequences, as many as it may", retry_after_s=1.0)
 
-    def _make_room(self, identity: ModelIdentity, config: SequenceConfig, now: float) -> None:
+    def _make_room(self, at: At, config: SequenceConfig, now: float) -> None:
         """Raises ``Overloaded``."""
         self.forget_idle(now)
+        own = [held for held in self._held if held[0] == at[0]] if config.most else []
+        of_model = len(own) >= config.most > 0
+        full = self._bytes >= self._settings.max_bytes or len(self._held) >= self._settings.most
+        if of_model or full:
+            self._crowd_out(own if of_model else [*self._held], at[1][0])
         if self._bytes >= self._settings.max_bytes:
             raise self._full()
-        own = sum([model == identity for model, _ in self._held]) if config.most else 0
-        if len(self._held) >= self._settings.most or own >= config.most > 0:
-            of_them = f", {own} of them of this model" if config.most else ""
+        own = [held for held in own if held in self._held]
+        if len(self._held) >= self._settings.most or len(own) >= config.most > 0:
+            of_them = f", {len(own)} of them of this model" if config.most else ""
             raise Overloaded(f"this node holds all the sequences it may: {len(self._held)}{of_them}", retry_after_s=1.0)
+
+    def _crowd_out(self, places: list[At], client: str) -> None:
+        """Forget what was not heard of for longest of the application that holds most of ``places``, if ``client`` has
+        a right to its room."""
+        greatest = crowding([key[0] for _, key in places], client)
+        theirs = [at for at in places if at[1][0] == greatest and not self._held[at].lock.locked()]
+        self._forget(sorted(theirs, key=lambda at: self._held[at].used)[:1])
 
     def forget_idle(self, now: float) -> None:
         """Forget what nothing was heard of for too long at the monotonic second ``now``."""

@@ -148,7 +148,7 @@ class _Session:
             raise OSError(errno.ENETDOWN, "no network interface has an address")
         mdns = AsyncZeroconf(interfaces=list(interfaces))
         try:
-            await mdns.zeroconf.async_wait_for_start()
+            await _started(mdns.zeroconf)
             # Ends before zeroconf closes: a broadcast still under way must not follow the goodbye.
             async with self._tasks, AsyncServiceBrowser(mdns.zeroconf, TYPE, handlers=[self._on_change]):
                 if self._announce is not None:
@@ -225,6 +225,20 @@ class _Session:
             task.cancel()
         if self._found.pop(label, None) is not None:
             self._on_gone(label)
+
+
+async def _started(zeroconf: Zeroconf) -> None:
+    """In a task of its own: the last zeroconf for Python 3.10 takes a cancellation for a start that failed.
+
+    Raises zeroconf's ``Error``.
+    """
+    starting = asyncio.create_task(zeroconf.async_wait_for_start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        raise
 
 
 def _service(announce: Announcement, label: str) -> AsyncServiceInfo:

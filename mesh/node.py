@@ -47,7 +47,7 @@ from mesh.subjects import CLOUD_SITE
 from mesh.trust import Trust
 from mesh.view import View
 from mesh.watcher import Watcher
-from mesh.ways import NodeWays
+from mesh.ways import HERE, NodeWays
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ class Node:
             await stack.enter_async_context(self.watcher.subscribed(control, sites))
             self._heartbeat = Heartbeat(self.reporter, control, self.trust.hop_key)
             await stack.enter_async_context(self._heartbeat.running())
-            steps = SequenceDoors(tensors, self.site, self.name, self.dataplane.sequencer)
+            steps = SequenceDoors(tensors, self._ways.place(HERE), self.dataplane.sequencer, self.dataplane.view)
             await stack.enter_async_context(steps.listening())
             self.dataplane.steps = steps
             door = self._bus_door = BusDoor(self.dataplane, tensors)

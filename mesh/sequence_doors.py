@@ -19,17 +19,28 @@ import msgspec
 
 from mesh import hop, subjects
 from mesh.bus import Bus, BusMessage
-from mesh.bus_core import may_answer
+from mesh.bus_core import BUS_MARGIN, may_answer
 from mesh.deadline import Deadline
-from mesh.errors import BusUnavailable, MeshError, NodeUnreachable, Overloaded, PayloadTooLarge, SequenceUnknown
+from mesh.errors import (
+    BusUnavailable,
+    MeshError,
+    NodeLost,
+    NodeUnreachable,
+    Overloaded,
+    PayloadTooLarge,
+    SequenceUnknown,
+)
 from mesh.hop import Context, Reply
 from mesh.hop_bus import ask, ask_or_leave, lower
 from mesh.lifecycle import within
 from mesh.oip.request import InferRequest
 from mesh.oip.wire import quoted
+from mesh.pins import Pin, Place
 from mesh.sequence_steps import Key, Step
 from mesh.sequencer import Sequencer
+from mesh.under_way import UnderWay
 from mesh.values import ModelIdentity
+from mesh.view import View
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +67,15 @@ class _Begun(msgspec.Struct, array_like=True, frozen=True):
     id: int | str
     run: str = ""
     stamp: int = 0
+    region: str = ""
 
     @property
     def key(self) -> Key:
         return self.client, self.model, self.id, self.run
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        return self.node, self.site, self.region
 
     def is_after(self, other: _Begun) -> bool:
         return (self.stamp, self.site, self.node) > (other.stamp, other.site, other.node)
@@ -69,13 +85,16 @@ _decoder = msgspec.json.Decoder(_Begun)
 
 
 class SequenceDoors:
-    """Of one node: ``bus`` is the connection that its requests come by."""
+    """Of the node ``here``: ``bus`` is the connection that its requests come by."""
 
-    def __init__(self, bus: Bus, site: str, node: str, sequencer: Sequencer) -> None:
+    def __init__(self, bus: Bus, here: Place, sequencer: Sequencer, view: View) -> None:
         self._bus = bus
-        self._site = site
-        self._node = node
+        self._here = here
         self._sequencer = sequencer
+        sequencer.most_handed = lambda: bus.max_payload - BUS_MARGIN
+        self._view = view
+        self._under_way = UnderWay()
+        view.watcher.on_change(self._under_way.on_change)
         self._stamp = 0
         self._asking = 0
         self._just_begun: OrderedDict[Key, tuple[_Begun, float]] = OrderedDict()
@@ -108,6 +127,7 @@ class SequenceDoors:
         if not context.handed and not self._sequencer.holds(key):
             holder = await self._holder(key, context.deadline)
             if holder is not None and not self._sequencer.holds(key):
+                self._check_stay(holder, key, request, identity)
                 return await self._hand_on(holder, key, request, context)
         return await self._sequencer.infer(request, identity, context, step)
 
@@ -159,6 +179,12 @@ class SequenceDoors:
         self._learn(begun)
         return self._began[key]
 
+    def _check_stay(self, holder: _Begun, key: Key, request: InferRequest, identity: ModelIdentity) -> None:
+        """Raises ``SequenceUnknown`` for a step that may not leave for the door that holds its sequence."""
+        pin, there = Pin.of(request.parameters, self._view.stay(identity)), Place(*holder.place, self._here.tier)
+        if pin is not None and not Pin(pin.stay).allows(self._here, there):
+            raise SequenceUnknown(f"{_held(holder, key)}, and this step may not leave its {pin.stay}: begin it anew")
+
     async def _hand_on(self, holder: _Begun, key: Key, request: InferRequest, context: Context) -> Reply:
         body = request.body()
         headers = {
@@ -169,14 +195,14 @@ class SequenceDoors:
         if body.header_length is not None:
             headers[hop.HEADER_LENGTH] = str(body.header_length)
         subject, cancel = subjects.step(holder.site, holder.node), subjects.cancel(holder.site, holder.node)
-        held = f"sequence {quoted(key[2])} is held by the door {quoted(holder.node)}"
         try:
-            answer = await ask_or_leave(self._bus, subject, body.joined(), headers, context.deadline, cancel)
+            with self._under_way.to(holder.node):
+                answer = await ask_or_leave(self._bus, subject, body.joined(), headers, context.deadline, cancel)
         except PayloadTooLarge as error:
-            raise PayloadTooLarge(f"{held}, and this step cannot go there: {error.text}") from None
-        except NodeUnreachable:
+            raise PayloadTooLarge(f"{_held(holder, key)}, and this step cannot go there: {error.text}") from None
+        except (NodeUnreachable, NodeLost):
             self._began.pop(key, None)
-            raise SequenceUnknown(f"{held}, which is gone: begin the sequence anew") from None
+            raise SequenceUnknown(f"{_held(holder, key)}, which is gone: begin the sequence anew") from None
         except SequenceUnknown:
             self._began.pop(key, None)
             raise
@@ -187,15 +213,15 @@ class SequenceDoors:
         reply = hop.read_reply(answer.payload, answered, "peer")
         reply.sequence = answered.get(hop.SEQUENCE, "")
         reply.hops += 1
-        if reply.node == self._node:
+        if reply.node == self._here.node:
             reply.route = "local"
         return reply
 
     def _ours(self, key: Key, stamp: int) -> _Begun:
-        return _Begun(self._site, self._node, *key, stamp)
+        return _Begun(self._here.site, self._here.node, *key, stamp, self._here.region)
 
     def _is_ours(self, begun: _Begun) -> bool:
-        return (begun.site, begun.node) == (self._site, self._node)
+        return (begun.site, begun.node) == (self._here.site, self._here.node)
 
     def _next_stamp(self) -> int:
         """Above all that was heard of; by the clock against those of which nothing was."""
@@ -241,6 +267,10 @@ class SequenceDoors:
             known = self._began.get(asked.key)
             stamp = known.stamp if known is not None and self._is_ours(known) else 0
             await self._bus.publish(message.reply, msgspec.json.encode(self._ours(asked.key, stamp)))
+
+
+def _held(holder: _Begun, key: Key) -> str:
+    return f"sequence {quoted(key[2])} is held by the door {quoted(holder.node)}"
 
 
 def _read(message: BusMessage) -> _Begun | None:

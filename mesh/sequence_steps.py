@@ -9,7 +9,8 @@ nobody answered for is seen to be so, whatever happened in between. Pure. Not he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -89,6 +90,14 @@ class Step(msgspec.Struct, frozen=True):
     def begins(self) -> bool:
         """Whether it needs nothing that came before."""
         return self.start or self.restore is not None
+
+
+def crowding(clients: Iterable[str], client: str) -> str | None:
+    """Of the ``clients`` of all sequences held, the one that is to give up room for one more of ``client``: who holds
+    most, if that is more than ``client`` would have then. So who begins many and ends none locks nobody else out."""
+    held = Counter(clients)
+    greatest = max(held, key=held.__getitem__, default="")
+    return greatest if held[greatest] > held[client] + 1 else None
 
 
 Verdict = Literal["begins", "follows", "again"]

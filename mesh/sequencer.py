@@ -16,16 +16,25 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from math import inf
 
 import msgspec
 
-from mesh.errors import DeadlineExceeded, MeshError, NoReadyInstance, Overloaded, SequenceUnknown
+from mesh.errors import (
+    DeadlineExceeded,
+    DigestMismatch,
+    MeshError,
+    NoReadyInstance,
+    Overloaded,
+    PayloadTooLarge,
+    SequenceUnknown,
+)
 from mesh.hop import Context, Reply
 from mesh.lifecycle import Tasks
 from mesh.oip.request import InferRequest
 from mesh.oip.wire import quoted
 from mesh.sequence_record import Record, answered, in_turn
-from mesh.sequence_steps import STAY, Key, Step, Turn, nbytes, passed_on, state, strictest
+from mesh.sequence_steps import STAY, Key, Step, Turn, crowding, nbytes, passed_on, state, strictest
 from mesh.settings import SequencesSettings
 from mesh.values import ModelIdentity
 
@@ -62,6 +71,8 @@ class Sequencer:
         self._turns = 0
         self._records: dict[Key, Record] = {}
         self._bytes = 0
+        self.most_handed: Callable[[], float] = lambda: inf
+        """Bytes that an answer may have that goes back by way of another door."""
         self.moves = 0
         """Sequences that were made anew somewhere."""
 
@@ -103,7 +114,7 @@ class Sequencer:
             self._forget([key])
         if not step.begins:
             raise unknown(step, identity.name)
-        self._make_room(now)
+        self._make_room(step.client, now)
         record = self._records[key] = Record(identity, now)
         return record
 
@@ -117,9 +128,11 @@ class Sequencer:
             record.begin(identity, step, state(request.inputs), self._idle_s(identity) or self._settings.idle_s)
         try:
             return await self._step(record, request, context, step)
-        except BaseException:
+        except BaseException as error:
             if verdict == "begins":
                 record.end()  # it did not
+            if isinstance(error, (NoReadyInstance, DigestMismatch)) and identity != record.identity:
+                raise _replaced(step, record.identity) from None
             raise
 
     async def _step(self, record: Record, request: InferRequest, context: Context, step: Step) -> Reply:
@@ -129,6 +142,7 @@ class Sequencer:
         moved = record.moved
         try:
             reply.body, checkpoint = answered(reply.body, request, step, record.step + 1, moved, wanted=wanted)
+            self._check_way_back(reply, context)
         except BaseException:
             record.lose()  # it went on there, and not here
             raise
@@ -138,6 +152,11 @@ class Sequencer:
         reply.sequence = moved or reply.sequence
         record.went_on(request, step, reply, checkpoint)
         return reply
+
+    def _check_way_back(self, reply: Reply, context: Context) -> None:
+        """Raises ``PayloadTooLarge``."""
+        if context.handed and reply.body.nbytes > self.most_handed():
+            raise PayloadTooLarge(f"the answer has {reply.body.nbytes} bytes, which the bus does not carry back")
 
     def _is_due(self, record: Record, request: InferRequest) -> bool:
         too_much = record.log_bytes + nbytes(request.inputs) > MAX_LOG_BYTES
@@ -187,15 +206,21 @@ class Sequencer:
         record.held_by(reply.via or reply.node, turn.turn, number)
         return reply
 
-    def _make_room(self, now: float) -> None:
+    def _make_room(self, client: str, now: float) -> None:
         """Raises ``Overloaded``."""
-        if len(self._records) >= self._settings.most or self._bytes >= self._settings.max_bytes:
+        if self._is_full():
             self.forget_idle(now)
             self._forget([key for key, record in self._records.items() if record.over and not record.lock.locked()])
+        if self._is_full() and (greatest := crowding([key[0] for key in self._records], client)) is not None:
+            theirs = {key: r.used for key, r in self._records.items() if key[0] == greatest and not r.lock.locked()}
+            self._forget(sorted(theirs, key=theirs.__getitem__)[:1])
         if len(self._records) >= self._settings.most:
             raise Overloaded(f"this door holds {len(self._records)} sequences, as many as it may", retry_after_s=1.0)
         if self._bytes >= self._settings.max_bytes:
             raise Overloaded(f"this door keeps {self._bytes} bytes of sequences, as many as it may", retry_after_s=1.0)
+
+    def _is_full(self) -> bool:
+        return len(self._records) >= self._settings.most or self._bytes >= self._settings.max_bytes
 
     def holds(self, key: Key) -> bool:
         """Whether a step of it is for this door, and be it the last one again."""
@@ -226,6 +251,14 @@ def unknown(step: Step, model: str) -> SequenceUnknown:
     return SequenceUnknown(
         f"sequence {quoted(step.id)} is not known to this door: a client must specify the START flag on the first "
         f"request of the sequence to model {quoted(model)}"
+    )
+
+
+def _replaced(step: Step, began_with: ModelIdentity) -> SequenceUnknown:
+    """Of a sequence whose model is gone, while another one answers to the name."""
+    return SequenceUnknown(
+        f"sequence {quoted(step.id)} began with a model {quoted(f'{began_with.name}/{began_with.version}')} that no "
+        "node can run any more, and another took its place: begin it anew"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -15,14 +16,18 @@ import pytest
 import tritonclient.grpc.aio as triton
 from tritonclient.grpc import InferInput
 
+from edge.models import Models
+from mesh.errors import SequenceUnknown
 from mesh.nats_server import NatsServer
-from tests.integration.doors import Door, agent, repository, router, until_served
+from tests.integration.doors import Door, agent, repository, request, router, until_served
+from tests.integration.test_shared_memory import Shared, register, tensor
 from tests.mqtt import Device
 from tests.nats import PATIENCE_S, soon
 from tests.sequence_models import CHAIN_TOML, chain, chained, head
 
 Asking = Callable[[int, dict[str, Any]], Awaitable[int]]
-HIDDEN = {"listen": "127.0.0.1:0", "advertise": "none", "grace_s": 1}
+DOOR: dict[str, Any] = {"listen": "127.0.0.1:0", "grace_s": 1}
+HIDDEN, SHARING = DOOR | {"advertise": "none"}, DOOR | {"shared_memory": True}
 NUMBERS = list(range(3, 27))
 
 
@@ -65,7 +70,9 @@ async def two_routers(models: Path, url: str) -> AsyncIterator[tuple[Door, Door]
     async with (
         agent(models, nats=url, http=HIDDEN),
         router(url, node={"name": "left"}, grpc={"listen": "127.0.0.1:0"}) as left,
-        router(url, node={"name": "right"}, grpc={"listen": "127.0.0.1:0"}) as right,
+        router(
+            url, node={"name": "right"}, grpc={"listen": "127.0.0.1:0"}, http=DOOR | {"shared_memory": True}
+        ) as right,
     ):
         await until_served(left, "chain")
         await until_served(right, "chain")
@@ -124,3 +131,68 @@ async def test_devices_at_two_agents(models: Path) -> None:
                 _, result = await device.ask("mesh/shop/infer/chain/meter", head(number, sequence_start=at == 0))
                 got.append(int(np.ravel(result["outputs"][0]["data"])[0]))
             assert got == list(chained(NUMBERS))
+
+
+class Gate:
+    """In front of the models of all agents here."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.closed = False
+        """Whether the next request waits for ever."""
+        self.forgets = False
+        """Whether it meets a node that holds no sequence."""
+        self.reached, self.left = asyncio.Event(), asyncio.Event()
+        self._infer = Models.infer
+        monkeypatch.setattr(Models, "infer", lambda *asked: self._pass(*asked))
+
+    async def _pass(self, *asked: Any) -> Any:
+        if self.forgets:
+            self.forgets = False
+            raise SequenceUnknown("as told")
+        if self.closed:
+            self.closed = False
+            self.reached.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.left.set()
+        return await self._infer(*asked)
+
+
+async def test_a_caller_that_leaves_is_heard_of_where_its_step_runs(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    async with NatsServer() as server, two_routers(models, server.url) as (left, right):
+        await by_http(left)(5, {"sequence_start": True})
+        gate.closed = True
+        async with right.connect() as connection:
+            body = json.dumps(head(1000, timeout=600_000_000)).encode()
+            await connection.send(request("POST", "/v2/models/chain/infer", body))
+            await soon(gate.reached.wait())
+            connection.reset()
+        await soon(gate.left.wait())
+        assert await by_http(right)(6, {}) == list(chained([5, 6]))[-1]
+
+
+async def test_what_a_handed_on_step_tells_and_takes_is_of_the_door_it_came_to(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, wanted = Gate(monkeypatch), list(chained([5, 6, 7]))
+    with contextlib.ExitStack() as stack:
+        shared = Shared()
+        stack.callback(shared.clear)
+        key = shared.make("out", bytes(8))
+        async with NatsServer() as server, two_routers(models, server.url) as (left, right):
+            await by_http(left)(5, {"sequence_start": True})
+            await register(right, "in", shared.make("in", (6).to_bytes(8, "little")), 8)
+            await register(right, "out", key, 8)
+            asked = head(6) | {"outputs": [tensor("OUTPUT", "out", 8)]}
+            asked["inputs"] = [tensor("INPUT", "in", 8, datatype="INT64", shape=[1, 1])]
+            gate.forgets = True
+            answer = await right.infer("chain", asked)
+            assert answer.status == 200, answer.body
+            assert int.from_bytes(shared.read(key), "little") == wanted[1]
+            said = "resumed; checkpoint=0; replayed=1"
+            assert (answer.headers["mesh-sequence"], answer.json()["parameters"]["mesh_sequence"]) == (said, said)
+            assert await by_http(left)(7, {}) == wanted[2]

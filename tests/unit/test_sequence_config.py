@@ -39,7 +39,8 @@ SIGNATURE = Signature(
         TensorInfo("TEXT", "BYTES", (1,)),
     ),
     (TensorInfo("Y", "FP32", (-1, 4)), TensorInfo("S2", "FP32", (-1, 3)), TensorInfo("N", "INT64", (-1, 3)),
-     TensorInfo("T2", "BYTES", (1,))),
+     TensorInfo("T2", "BYTES", (1,)), TensorInfo("WIDE2", "FP32", (2, -1, 3)), TensorInfo("FLAT", "FP32", (3,)),
+     TensorInfo("FOUR", "FP32", (-1, 4))),
 )  # fmt: skip
 
 
@@ -111,13 +112,15 @@ def a_state(taken: str, given: str, **fields: Any) -> dict[str, Any]:
         (a_state("S", "S2"), ""),
         (a_state("S", "S2", shape=(-1, 3)), ""),
         (a_state("S", "S2", shape=(1, 3)), ""),
-        (a_state("WIDE", "Y", shape=(2, 1, 3)), ""),
-        (a_state("WIDE", "Y"), "needs a declared shape"),
+        (a_state("WIDE", "WIDE2", shape=(2, 1, 3)), ""),
+        (a_state("WIDE", "WIDE2"), "needs a declared shape"),
         (a_state("S", "S2", shape=(-1, 4)), "the input takes"),
         (a_state("S", "S2", shape=(3,)), "1 dimensions, the input 2"),
         (a_state("S", "N"), "is INT64, input 'S' takes FP32"),
         (a_state("TEXT", "T2"), "only numbers are kept"),
         (a_state("S", "Z"), "no output 'Z'"),
+        (a_state("S", "FLAT"), "output 'FLAT' has shape [3], input 'S' takes [-1, 3]"),
+        (a_state("S", "FOUR"), "output 'FOUR' has shape [-1, 4], input 'S' takes [-1, 3]"),
         (a_state("Z", "S2"), "no input 'Z'"),
         ({"controls": {"start": "FLAG", "id": "ID"}}, ""),
         ({"controls": {"end": "ID"}}, "holds no 0 or 1"),

@@ -16,16 +16,22 @@ from hypothesis import strategies as st
 
 from mesh import hop, sequence_doors, subjects
 from mesh.bus import BusMessage
+from mesh.bus_core import BUS_MARGIN
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, MeshError, Overloaded, PayloadTooLarge, SequenceUnknown
+from mesh.errors import DeadlineExceeded, InvalidRequest, MeshError, Overloaded, PayloadTooLarge, SequenceUnknown
 from mesh.hop import Context, Reply
 from mesh.hop_bus import error_headers, lower
 from mesh.memory_bus import MemoryBroker, MemoryBus
 from mesh.oip.request import InferRequest, Limits, decode_request
+from mesh.pins import Place
 from mesh.sequence_doors import SequenceDoors
 from mesh.sequence_steps import Step
 from mesh.sequencer import Sequencer
+from mesh.view import View
+from mesh.watcher import Watcher
+from tests.builders import a_report
 from tests.fakes import until
+from tests.nats import soon
 from tests.sequence_mesh import CHAIN, Mesh, a_step, ask, over_the_wire, shown
 from tests.sequence_models import chained
 
@@ -35,16 +41,20 @@ BEGUN = "mesh.v1.sequence.begun"
 class Door:
     """One door; what it takes for others is what ``bus_door`` does."""
 
-    def __init__(self, name: str, bus: MemoryBus, sequencer: Sequencer) -> None:
+    def __init__(
+        self, name: str, bus: MemoryBus, sequencer: Sequencer, *, site: str = "site", region: str = ""
+    ) -> None:
         self.name = name
+        self.site = site
         self.sequencer = sequencer
-        self.doors = SequenceDoors(bus, "site", name, sequencer)
+        self.view = View(name, Watcher("mesh", name), None)
+        self.doors = SequenceDoors(bus, Place(name, site, region, "edge"), sequencer, self.view)
         self.handed = 0
         self._bus = bus
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        taken = await self._bus.subscribe(subjects.step("site", self.name), self._take)
+        taken = await self._bus.subscribe(subjects.step(self.site, self.name), self._take)
         async with self.doors.listening():
             yield
         await taken.unsubscribe()
@@ -138,11 +148,19 @@ async def test_a_holder_that_forgot_is_not_asked_for_ever() -> None:
 
 
 async def test_a_step_over_the_limit_of_the_bus_says_so_and_changes_nothing() -> None:
-    async with some_doors(Mesh("a"), max_payload=2000) as (one, two):
+    async with some_doors(Mesh("a"), max_payload=BUS_MARGIN + 2000) as (one, two):
         await one.ask(a_step(5, sequence_start=True))
         with pytest.raises(PayloadTooLarge, match="is held by the door"):
-            await two.ask(a_step(6, remark="x" * 2000))
+            await two.ask(a_step(6, remark="x" * (BUS_MARGIN + 2000)))
         assert shown(await two.ask(a_step(6))) == list(chained([5, 6]))[1]
+
+
+async def test_a_step_whose_answer_the_bus_does_not_carry_back_is_none() -> None:
+    async with some_doors(Mesh("a"), max_payload=BUS_MARGIN + 60) as (one, two):
+        await one.ask(a_step(5, sequence_start=True))
+        with pytest.raises(PayloadTooLarge, match=r"the answer has .* bytes, which the bus does not carry back"):
+            await two.ask(a_step(1000))
+        assert shown(await one.ask(a_step(6))) == list(chained([5, 6]))[1]
 
 
 async def test_questions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,3 +214,45 @@ async def test_what_is_forgotten_while_a_step_runs_weighs_nothing() -> None:
     mesh.nodes["a"].holding.set()
     await stepping
     assert (len(door), door.nbytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("stay", "site", "region", "goes"),
+    [("node", "site", "", False), ("site", "site", "", True), ("site", "far", "eu", False),
+     ("region", "far", "eu", True), ("region", "far", "us", False), ("region", "far", "", False),
+     ("", "far", "", True)],
+)  # fmt: skip
+async def test_a_step_is_handed_on_only_where_it_may_go(stay: str, site: str, region: str, goes: bool) -> None:
+    broker, mesh = MemoryBroker(), Mesh("a")
+    async with MemoryBus(broker) as bus, MemoryBus(broker) as other:
+        here = Door("here", bus, mesh.door(), region="eu")
+        there = Door("there", other, mesh.door(), site=site, region=region)
+        async with here.serving(), there.serving():
+            await there.ask(a_step(5, sequence_start=True))
+            step = a_step(6, mesh_stay=stay)
+            if goes:
+                assert shown(await here.ask(step)) == list(chained([5, 6]))[1]
+            else:
+                with pytest.raises(SequenceUnknown, match=f"may not leave its {stay}: begin it anew"):
+                    await here.ask(step)
+            assert there.handed == goes
+
+
+async def test_a_place_that_is_none_is_no_reason_to_begin_anew() -> None:
+    async with some_doors(Mesh("a")) as (one, two):
+        await one.ask(a_step(5, sequence_start=True))
+        with pytest.raises(InvalidRequest, match="mesh_stay"):
+            await two.ask(a_step(6, mesh_stay="here"))
+
+
+async def test_a_step_does_not_wait_for_a_door_that_is_lost() -> None:
+    async with some_doors(mesh := Mesh("a")) as (one, two):
+        await one.ask(a_step(5, sequence_start=True))
+        mesh.nodes["a"].holding = asyncio.Event()
+        waiting = asyncio.ensure_future(two.ask(a_step(6)))
+        await until(lambda: mesh.nodes["a"].runs == [5, 6])
+        two.view.watcher.heard(a_report("door-0", mesh="mesh"))
+        two.view.watcher.expire(time.monotonic() + 1000.0)
+        with pytest.raises(SequenceUnknown, match="which is gone: begin the sequence anew"):
+            await soon(waiting)
+        mesh.nodes["a"].holding.set()

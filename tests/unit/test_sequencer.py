@@ -11,6 +11,7 @@ import pytest
 from mesh.deadline import Deadline
 from mesh.errors import (
     DeadlineExceeded,
+    DigestMismatch,
     Draining,
     InferenceFailed,
     InvalidRequest,
@@ -282,6 +283,26 @@ async def test_what_idles_is_forgotten_and_most_are_kept_to() -> None:
         await ask(door, a_step(1))
 
 
+async def test_who_forgets_to_end_locks_nobody_else_out() -> None:
+    mesh = Mesh("a")
+    door = mesh.door(most=3)
+    for sequence in (1, 2, 3):
+        await ask(door, a_step(1, sequence=sequence, sequence_start=True))
+    mesh.nodes["a"].holding = asyncio.Event()
+    running = asyncio.ensure_future(ask(door, a_step(2, sequence=1)))
+    await until(lambda: len(runs(mesh)) == 4)
+    other = asyncio.ensure_future(ask(door, a_step(5, mesh_client="other", sequence_start=True)))
+    await until(lambda: len(runs(mesh)) == 5)
+    mesh.nodes["a"].holding.set()
+    await soon(asyncio.gather(running, other))
+    with pytest.raises(SequenceUnknown):
+        await ask(door, a_step(2, sequence=2))  # of those in no step, heard of longest ago
+    for client in ("", "other"):
+        with pytest.raises(Overloaded, match="holds 3 sequences"):
+            await ask(door, a_step(1, sequence=4, mesh_client=client, sequence_start=True))
+    assert shown(await ask(door, a_step(6, mesh_client="other"))) == list(chained([5, 6]))[1]
+
+
 async def test_what_is_kept_is_bounded_by_more_checkpoints_then_by_refusals() -> None:
     mesh = Mesh("a")
     door = mesh.door(checkpoint_steps=1000)
@@ -314,6 +335,20 @@ async def test_the_model_of_its_start_stays_the_model_of_a_sequence() -> None:
     door._infer = infer
     assert shown(await ask(door, a_step(NUMBERS[2]), newer)) == WANTED[2]
     assert asked == [CHAIN]
+
+
+@pytest.mark.parametrize("error", [NoReadyInstance, DigestMismatch])
+async def test_a_sequence_of_a_model_that_was_replaced_is_to_begin_anew(error: type[MeshError]) -> None:
+    mesh, newer = Mesh("a"), an_identity("chain", "2")
+    door = mesh.door()
+    await begun(door, 2)
+    mesh.errors["a"] = error("gone")
+    with pytest.raises(error):
+        await ask(door, a_step(99))  # nothing else answers to its name
+    with pytest.raises(SequenceUnknown, match=r"'chain/1' that no node can run any more, .*: begin it anew"):
+        await ask(door, a_step(99), newer)
+    del mesh.errors["a"]  # it was only away
+    assert shown(await ask(door, a_step(NUMBERS[2]), newer)) == WANTED[2]
 
 
 async def test_moving_ends_at_the_deadline_and_what_was_made_anew_is_kept() -> None:

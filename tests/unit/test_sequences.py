@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edge.sequence_config import ControlsConfig, SequenceConfig
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, InferenceFailed, InvalidRequest, Overloaded, SequenceUnknown
 from mesh.oip.request import InferRequest, RequestedOutput
@@ -200,6 +201,34 @@ async def test_a_batch_keeps_its_rows() -> None:
         await node.infer(request)
 
 
+async def test_restored_state_that_is_a_scalar_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="the sequence has 0 rows, the request has 1"):
+        await Node("a").infer(restoring(7, 3, step=3, state=Tensor("mesh_state:SEEN", "INT64", (), bytes(8))))
+
+
+async def test_a_start_that_comes_too_late_leaves_nothing() -> None:
+    node = Node("a")
+    with pytest.raises(DeadlineExceeded):
+        await node.sequences.infer(an_instance(), a_turn(5, 1), Deadline(0.0), node.run)
+    assert len(node.sequences) == 0
+
+
+async def test_state_of_another_declaration_is_held_no_longer() -> None:
+    node, wanted = Node("a"), list(chained([5, 6, 7]))
+    changed = SequenceConfig(state=CONFIG.state, controls=ControlsConfig(end="END"))
+    await node.infer(a_turn(5, 1))
+    node.holding = asyncio.Event()
+    running = asyncio.ensure_future(node.infer(a_turn(6, 2, 1)))
+    await until(lambda: node.runs == [5, 6])
+    waiting = [asyncio.ensure_future(node.infer(a_turn(7, 3, 2), changed)) for _ in range(2)]
+    await asyncio.sleep(0)
+    node.holding.set()
+    assert outputs(await soon(running))["OUTPUT"] == wanted[1]
+    for refused in await soon(asyncio.gather(*waiting, return_exceptions=True)):
+        assert isinstance(refused, SequenceUnknown)
+    assert (len(node.sequences), node.sequences.nbytes) == (0, 0)
+
+
 async def test_most_and_idle_are_kept_to() -> None:
     node = Node("a", SequencesSettings(most=2, idle_s=1000.0))
     for run in ("one", "two"):
@@ -212,6 +241,24 @@ async def test_most_and_idle_are_kept_to() -> None:
     node.sequences.forget_idle(asyncio.get_running_loop().time() + 1001.0)
     assert (len(node.sequences), node.sequences.nbytes) == (0, 0)
     await node.infer(a_turn(5, 1, run="three"))
+
+
+@pytest.mark.parametrize("own", [0, 3], ids=["of the node", "of the model"])
+async def test_who_forgets_to_end_locks_nobody_else_out(own: int) -> None:
+    config = CONFIG.model_copy(update={"most": own})
+    node = Node("a", SequencesSettings(most=10 if own else 3))
+    for run in ("one", "two", "three"):
+        await node.infer(a_turn(5, 1, run=run, mesh_client="forgetful"), config)
+    await node.infer(a_turn(6, 2, 1, run="one", mesh_client="forgetful"), config)
+    await node.infer(a_turn(5, 1, mesh_client="other"), config)
+    assert len(node.sequences) == 3
+    with pytest.raises(SequenceUnknown):
+        await node.infer(a_turn(6, 2, 1, run="two", mesh_client="forgetful"), config)
+    for client in ("forgetful", "other"):  # who has more already, and who would have as many
+        with pytest.raises(Overloaded, match="all the sequences it may: 3"):
+            await node.infer(a_turn(5, 1, run="four", mesh_client=client), config)
+    for run, turn in (("one", 3), ("three", 2)):
+        await node.infer(a_turn(7, turn, turn - 1, run=run, mesh_client="forgetful"), config)
 
 
 async def test_a_model_may_have_limits_of_its_own() -> None:
