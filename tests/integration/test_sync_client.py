@@ -180,6 +180,15 @@ async def _collect() -> None:
     gc.collect()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Whoever starts the tests in the background of a shell has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("what", ["infer", "first", "later"])
 def test_ctrl_c_ends_what_is_waited_for(served: Served, what: str) -> None:
     held = served.hold()
