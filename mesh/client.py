@@ -205,7 +205,7 @@ class Client:
             doors = sorted(known, key=lambda address: address not in self._addresses)
             failed: MeshError = NoReadyInstance(NO_DOOR)
             for address in doors:
-                soon = deadline if address == doors[-1] else Deadline(min(deadline.at, Deadline.after_ms(ASK_MS).at))
+                soon = deadline if address == doors[-1] else deadline.at_most_ms(ASK_MS)
                 try:
                     return await self._http.get_json(address, path, soon)
                 except MeshError as error:

@@ -99,7 +99,7 @@ class Dataplane:
         self.cascades = Cascades(router.infer, view)
         self.sequencer = Sequencer(router.infer, sequences, idle_s=self._sequence_idle_s)
         self.steps: Sequencer | SequenceDoors = self.sequencer  # on a bus another door may take them
-        self.known = Known(inquiry, view, lambda error: self.requests.failure(None, "application", error))
+        self.known = Known(inquiry, view, self.requests.refusing)
         self._still_coming = still_coming
         self._deadline_ms = deadline_ms
         self.serving = True
@@ -150,11 +150,8 @@ class Dataplane:
         self, ref: ModelRef, body: bytes | bytearray | memoryview, header_length: str | bytes | None
     ) -> InferRequest:
         """Body and ``Inference-Header-Content-Length`` to a request; raises ``InvalidRequest``."""
-        try:
+        with self.requests.refusing():
             return decode_request(ref.name, ref.version, body, read_length(header_length), self.limits)
-        except Exception as error:
-            self.requests.failure(None, "application", error)
-            raise
 
     async def infer(
         self, request: InferRequest, arrived: float, hop_headers: Mapping[str, str] | None, *, want_load: bool

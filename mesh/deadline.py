@@ -38,6 +38,10 @@ class Deadline(msgspec.Struct, frozen=True, gc=False):
     def after_ms(cls, budget_ms: float) -> Deadline:
         return cls(time.monotonic() + min(max(budget_ms, 0.0), MAX_MS) / 1e3)
 
+    def at_most_ms(self, budget_ms: float) -> Deadline:
+        """For a part of the work that may take so long: the earlier of the two."""
+        return Deadline(min(self.at, Deadline.after_ms(budget_ms).at))
+
     def left_s(self) -> float:
         """Seconds left, negative once expired."""
         return self.at - time.monotonic()

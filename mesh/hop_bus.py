@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import AsyncGenerator, Mapping
 
 from mesh import bus_changes, hop, subjects
@@ -147,7 +146,7 @@ class _Fetching:
         return bodies
 
     async def _next(self) -> BusMessage:
-        deadline = Deadline(min(self._deadline.at, time.monotonic() + FETCH_S + SILENT_S))
+        deadline = self._deadline.at_most_ms((FETCH_S + SILENT_S) * 1e3)
         try:
             return await ask(self._bus, self._fetch, b"", self._name, deadline)
         except NodeUnreachable:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 from mesh.deadline import Deadline
 from mesh.errors import MeshError
@@ -34,18 +35,18 @@ Named = Callable[[WireBody], Awaitable[WireBody]]
 
 
 class Known:
-    """Of one node. ``refused`` is told of each body that made no request; ``clock`` tells monotonic seconds."""
+    """Of one node. A body is made a request inside ``refusing``; ``clock`` tells monotonic seconds."""
 
     def __init__(
         self,
         inquiry: Inquiry,
         view: View,
-        refused: Callable[[Exception], None],
+        refusing: Callable[[], AbstractContextManager[None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inquiry = inquiry
         self._view = view
-        self._refused = refused
+        self._refusing = refusing
         self._clock = clock
         self._metadata: Recent[ModelIdentity, tuple[float, ModelMetadata]] = Recent(MOST)
 
@@ -54,18 +55,15 @@ class Known:
         known, now = self._metadata.get(identity), self._clock()
         if known is not None and now < known[0] + FRESH_S:
             return known[1]
-        most = Deadline.after_ms(DEADLINE_MS)
-        found = await self._inquiry.metadata(identity, Context(most if until is None or most.at < until.at else until))
+        deadline = Deadline.after_ms(DEADLINE_MS) if until is None else until.at_most_ms(DEADLINE_MS)
+        found = await self._inquiry.metadata(identity, Context(deadline))
         self._metadata.put(identity, (now, found))
         return found
 
     async def raw(self, ref: ModelRef, body: Buffer, *, binary: bool) -> InferRequest:
         """A request of a body that is nothing but the value of the model's one input (:mod:`mesh.oip.raw`)."""
-        try:
+        with self._refusing():
             return raw_request(ref, await self.metadata(self._view.resolve(ref)), body, binary=binary)
-        except Exception as error:
-            self._refused(error)
-            raise
 
     @contextlib.asynccontextmanager
     async def classes(

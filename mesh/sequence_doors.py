@@ -163,7 +163,7 @@ class SequenceDoors:
     async def _ask(self, key: Key, deadline: Deadline) -> _Begun | None:
         if self._asking >= MOST_ASKS:
             raise Overloaded(f"{self._asking} steps wait for the doors that hold their sequences", retry_after_s=ASK_S)
-        within_it = Deadline(min(deadline.at, time.monotonic() + ASK_S))
+        within_it = deadline.at_most_ms(ASK_S * 1e3)
         self._asking += 1
         try:
             asked = msgspec.json.encode(self._ours(key, 0))

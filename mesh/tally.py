@@ -78,7 +78,7 @@ class Requests:
         """What a door raises in here, before a request is one, is a failure of the application's."""
         try:
             yield
-        except MeshError as error:
+        except Exception as error:
             self.failure(None, "application", error)
             raise
 

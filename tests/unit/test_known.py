@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -38,7 +39,7 @@ class Asked:
 
 async def test_labels_are_asked_for_again() -> None:
     now, asked = [100.0], Asked()
-    known = Known(cast("Inquiry", asked), cast("View", None), lambda error: None, lambda: now[0])
+    known = Known(cast("Inquiry", asked), cast("View", None), contextlib.nullcontext, lambda: now[0])
     for at, times in ((100.0, 1), (100.0 + FRESH_S / 2, 1), (100.0 + FRESH_S, 2), (101.0 + FRESH_S, 2)):
         now[0] = at
         assert (await known.metadata(IDENTITY)).labels == {"Y": [f"asked {times}", "b"]}
@@ -61,7 +62,7 @@ class Telling:
 
 
 def asking(inquiry: Telling | Asked, now: list[float]) -> Known:
-    return Known(cast("Inquiry", inquiry), cast("View", None), lambda error: None, lambda: now[0])
+    return Known(cast("Inquiry", inquiry), cast("View", None), contextlib.nullcontext, lambda: now[0])
 
 
 async def best(known: Known, deadline: Deadline, ran: Callable[[], None] = lambda: None) -> bytes:
